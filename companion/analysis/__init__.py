@@ -1,0 +1,1 @@
+"""Measuring a trained network: spectra, margins, calibration, curvature."""

@@ -1,0 +1,121 @@
+"""Where everything lies: one function per place, all relative to the repository root."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import companion
+from companion.errors import CompanionError
+
+_NAME = re.compile(r"\d\d_[a-z0-9_]+")
+
+
+def _holds_book(folder: Path) -> bool:
+    return (folder / "_toc.yml").is_file() and (folder / "companion").is_dir()
+
+
+def root() -> Path:
+    """Return $COMPANION_ROOT, else the nearest checkout above the working folder or above the package.
+
+    Where there is no checkout at all (the package was installed into Colab), it is the working folder.
+    """
+    if "COMPANION_ROOT" in os.environ:
+        return Path(os.environ["COMPANION_ROOT"]).resolve()
+    here, there = Path.cwd().resolve(), Path(companion.__file__).resolve()
+    return next((folder for folder in [here, *here.parents, *there.parents] if _holds_book(folder)), here)
+
+
+def package() -> Path:
+    """Return the source folder of `companion`: the checkout's, else the installed one."""
+    source = root() / "companion"
+    return source if (source / "__init__.py").is_file() else Path(companion.__file__).resolve().parent
+
+
+def notebook(chapter: str, suffix: str = ".py") -> Path:
+    """Return the chapter's source (`.py`) or its pair (`.ipynb`)."""
+    return root() / "notebooks" / f"{chapter}{suffix}"
+
+
+def chapters() -> list[str]:
+    """Return the names of all chapters, in reading order."""
+    return sorted(p.stem for p in (root() / "notebooks").glob("*.py") if _NAME.fullmatch(p.stem))
+
+
+def check_chapter(name: str) -> str:
+    """Return `name` if a chapter has it; raises CompanionError listing the valid names."""
+    if name not in chapters():
+        raise CompanionError(f"no chapter named {name!r}: choose one of {', '.join(chapters()) or '(none)'}")
+    return name
+
+
+def claims_file(chapter: str) -> Path:
+    """Return `book/claims/<chapter>.yml`, else the copy inside the installed package."""
+    source = root() / "book" / "claims" / f"{chapter}.yml"
+    installed = package() / "claims" / f"{chapter}.yml"
+    return installed if installed.is_file() and not source.is_file() else source
+
+
+def build_dir() -> Path:
+    """Return the folder of everything that is made, not written."""
+    return root() / "_build"
+
+
+def results_file(chapter: str, profile: str) -> Path:
+    """Return the results of the last run ($COMPANION_RESULTS replaces `_build/results`)."""
+    folder = Path(os.environ.get("COMPANION_RESULTS", build_dir() / "results"))
+    return folder / profile / f"{chapter}.json"
+
+
+def run_file(chapter: str, profile: str) -> Path:
+    """Return the runner's note beside the results: {"minutes", "finished"}."""
+    return results_file(chapter, profile).with_suffix(".run.json")
+
+
+def recorded_file(chapter: str, profile: str) -> Path:
+    """Return the committed results of the chapter at `profile`."""
+    return root() / "book" / "results" / profile / f"{chapter}.json"
+
+
+def figures_dir(chapter: str, profile: str) -> Path:
+    """Return the folder of the chapter's figures ($COMPANION_FIGURES replaces `_build/figures`)."""
+    return Path(os.environ.get("COMPANION_FIGURES", build_dir() / "figures")) / profile / chapter
+
+
+def executed_file(chapter: str, profile: str) -> Path:
+    """Return the executed copy of the chapter's notebook."""
+    return build_dir() / "executed" / profile / f"{chapter}.ipynb"
+
+
+def stage_dir() -> Path:
+    """Return the tree that Sphinx reads."""
+    return build_dir() / "stage"
+
+
+def html_dir() -> Path:
+    """Return the rendered book."""
+    return build_dir() / "html"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` to a temporary name and rename it, so that no reader ever sees half a file.
+
+    Raises CompanionError when the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise CompanionError(
+            f"cannot write {path}: {error.strerror}; make the folder writable or choose another"
+        ) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.chmod(0o644)  # mkstemp gives 0600, which a web server could not read
+        temporary.replace(path)
+    except OSError as error:
+        raise CompanionError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""Results files: the last run's under `_build/results`, the committed ones under `book/results`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from companion.chapters import paths, profiles, provenance
+from companion.chapters.claims import LedgerError
+from companion.chapters.ledger import STATUSES
+from companion.errors import CompanionError
+
+Result = dict[str, Any]
+RECORDED = ("cpu", "gpu")  # smoke runs are for CI: too small to be worth keeping
+
+
+def _read(file: Path) -> Result | None:
+    if not file.is_file():
+        return None
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CompanionError(f"{file} is not valid JSON: delete it and run the chapter again") from error
+    if not isinstance(tree, dict):
+        raise CompanionError(f"{file} is not a results file: delete it and run the chapter again")
+    return tree
+
+
+def dumps(result: Result) -> bytes:
+    """Return the bytes of a results file: the same result gives the same bytes."""
+    return (json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read(chapter: str, profile: str) -> Result | None:
+    """Return the results of the last run, or None if there are none; CompanionError for a broken file."""
+    return _read(paths.results_file(chapter, profiles.get(profile).name))
+
+
+def run_note(chapter: str, profile: str) -> Result | None:
+    """Return the runner's note on the last run ({"minutes", "finished"}), or None if there is none."""
+    return _read(paths.run_file(chapter, profiles.get(profile).name))
+
+
+def recorded(chapter: str, profile: str) -> Result | None:
+    """Return the committed results, or None if there are none; raises CompanionError for a broken file."""
+    return _read(paths.recorded_file(chapter, profiles.get(profile).name))
+
+
+def write(result: Result) -> Path:
+    """Write the results of a run where `read` finds them, and return the file."""
+    file = paths.results_file(result["chapter"], result["profile"])
+    paths.write_atomic(file, dumps(result))
+    return file
+
+
+def record(chapter: str, profile: str) -> Path:
+    """Copy a finished run, with its minutes, to `book/results/<profile>/` and return the file.
+
+    Raises CompanionError for a profile that is not recorded, a run that is missing or unfinished, and a run
+    whose claim has no status or a control that passed. A run of uncommitted sources is recorded and says so.
+    """
+    if profiles.get(profile).name not in RECORDED:
+        raise CompanionError(f"{profile} results are not recorded: choose one of {', '.join(RECORDED)}")
+    result, note = read(chapter, profile), run_note(chapter, profile)
+    again = f"run `companion run {chapter} --profile {profile}` first"
+    if result is None:
+        raise CompanionError(f"no {profile} results of {chapter} to record: {again}")
+    if note is None or not note.get("finished"):
+        raise CompanionError(f"the {profile} run of {chapter} did not finish: {again}")
+    if unknown := [c["id"] for c in result["claims"] if c["status"] not in STATUSES]:
+        raise LedgerError(f"{chapter}: no valid status for {', '.join(unknown)}: {again}")
+    if toothless := [c["id"] for c in result["claims"] if c["control"] and c["control"]["passes"]]:
+        raise LedgerError(
+            f"{chapter}: the control of {', '.join(toothless)} passes: mend the rule before recording"
+        )
+    file = paths.recorded_file(chapter, profile)
+    merged = result | {"provenance": result["provenance"] | {"minutes": note["minutes"]}}
+    paths.write_atomic(file, dumps(merged))
+    return file
+
+
+def stale(chapter: str, profile: str) -> bool:
+    """Say whether the source has moved on since the results were recorded; False if nothing is recorded."""
+    result = recorded(chapter, profile)
+    return result is not None and result["provenance"]["digest"] != provenance.digest(chapter, profile)
+
+
+def counts(result: Result) -> dict[str, int]:
+    """Return the number of claims of each status, in display order, zeros included."""
+    found = [claim["status"] for claim in result["claims"]]
+    return {status: found.count(status) for status in STATUSES}
+
+
+def stand_ins(result: Result) -> dict[str, str]:
+    """Return the data sets that were missing and what stood in for each.
+
+    At smoke it is empty: there embedded sets stand in by design, and fetching the real ones changes nothing.
+    """
+    cards = result["provenance"]["data"] if result["profile"] != "smoke" else []
+    return {card["stands_in_for"]: card["name"] for card in cards if card["stands_in_for"]}
+
+
+def remarks(chapter: str, profile: str) -> list[str]:
+    """Return what a reader of the recorded results must know: stale, uncommitted sources, stand-ins."""
+    result = recorded(chapter, profile)
+    if result is None:
+        return ["not recorded"]
+    found = ["stale: the source has changed since"] if stale(chapter, profile) else []
+    if result["provenance"]["dirty"]:
+        found.append("run from uncommitted sources")
+    return found + [f"{used} stood in for {wanted}" for wanted, used in stand_ins(result).items()]

@@ -1,0 +1,297 @@
+"""Execute chapters with papermill: cached by digest, several at once, never leaving a half-written copy."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from companion.chapters import notebooks, paths, profiles, provenance, results
+from companion.errors import CompanionError
+
+_CELLS = re.compile(rb"(\d+)/(\d+) \[")  # papermill's progress bar, on its standard error
+# jsonschema would compile a grammar that nobody here uses, for three seconds (as in companion.chapters).
+_PAPERMILL = (
+    "import sys; sys.modules['rfc3987_syntax'] = None; from papermill.cli import papermill; papermill()"
+)
+_KILL_AFTER = 10.0  # seconds between asking a run to stop and stopping it
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one chapter: `state` is "cached", "done" or "failed"; `error` is the traceback."""
+
+    chapter: str
+    state: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Job:
+    chapter: str
+    profile: str
+    parameters: dict[str, Any]
+    key: str  # digest of everything that the outputs follow from
+
+
+def environment(profile: str, results_dir: Path, figures_dir: Path) -> dict[str, str]:
+    """Return the environment of a kernel: what must be set before Python starts for two runs to agree."""
+    threads = str(profiles.get(profile).threads)
+    # Kernels start in another folder than the one that a relative path was meant from.
+    data = {k: str(Path(v).absolute()) for k, v in os.environ.items() if k == "COMPANION_DATA" and v}
+    return {
+        **os.environ,
+        **data,
+        "COMPANION_ROOT": str(paths.root()),
+        "COMPANION_RESULTS": str(results_dir),
+        "COMPANION_FIGURES": str(figures_dir),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "PYTHONHASHSEED": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        # The inline backend draws a forgotten figure into the output, where the site build refuses it.
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "SOURCE_DATE_EPOCH": "0",
+        "CI": os.environ.get("CI") or "true",  # no progress bars inside the page
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """Return the chapters asked for, or all; a unique prefix such as "05" will do.
+
+    Raises CompanionError listing the valid names.
+    """
+    known = paths.chapters()
+    if not known:
+        raise CompanionError(
+            f"no chapters in {paths.root() / 'notebooks'}: run this inside the book's folder"
+        )
+    found = []
+    for name in names or known:
+        matches = [k for k in known if k.startswith(name)]
+        found.append(matches[0] if len(matches) == 1 else paths.check_chapter(name))
+    return list(dict.fromkeys(found))
+
+
+def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn `name=value` pairs into literals; raises CompanionError on anything else."""
+    parsed = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise CompanionError(f"parameter {pair!r} is not of the form name=value, such as seed=1")
+        parsed[name] = yaml.safe_load(value)
+    return parsed
+
+
+def run(
+    names: Sequence[str],
+    profile: str,
+    jobs: int = 1,
+    parameters: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> list[Outcome]:
+    """Execute the chapters `names` (all when empty) and return their outcomes in order.
+
+    A failing chapter doesn't stop the others. A copy replaces the last good one only when it is whole.
+    Raises CompanionError on unknown names, KeyboardInterrupt when interrupted (finished chapters are kept).
+    """
+    profiles.get(profile)
+    work = [_job(name, profile, parameters or {}) for name in chosen(names)]
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    quiet = bool(os.environ.get("CI")) or not console.is_terminal
+    with Progress(*columns, console=console, disable=quiet) as progress:
+        waiting = [job for job in work if force or not _cached(job)]
+        for job in work:
+            console.print(f"{job.chapter}: {'running' if job in waiting else 'cached'} ({profile})")
+        done = _run_all(waiting, _jobs_at_once(jobs, waiting), progress)
+    return [done.get(job.chapter) or Outcome(job.chapter, "cached") for job in work]
+
+
+def _jobs_at_once(jobs: int, waiting: list[_Job]) -> int:
+    if jobs < 1:
+        raise CompanionError(f"-j {jobs}: the number of chapters to run at once must be at least 1")
+    if min(jobs, len(waiting)) > 1:
+        import torch  # only here, as above
+
+        if torch.cuda.is_available():
+            return 1
+    return jobs
+
+
+def _job(name: str, profile: str, parameters: Mapping[str, Any]) -> _Job:
+    defaults = notebooks.parameters(notebooks.read_source(paths.notebook(name)))
+    free = {k: v for k, v in defaults.items() if k != "profile"}
+    for key, value in parameters.items():
+        if key not in free:
+            hint = "use --profile" if key == "profile" else f"choose from {', '.join(free) or '(none)'}"
+            raise CompanionError(f"{name} has no parameter {key!r} to set: {hint}")
+        if isinstance(free[key], float) and type(value) is int:
+            continue
+        if type(value) is not type(free[key]):
+            kind = type(free[key]).__name__
+            raise CompanionError(
+                f"{name}: parameter {key}={value!r} should be of type {kind}, like {free[key]!r}"
+            )
+    given = {**parameters, "profile": profile}
+    # A chapter may redraw what the GPU found, so a new recorded file makes a new page.
+    recorded = paths.recorded_file(name, "gpu")
+    seen = [provenance.digest(name, profile).encode(), json.dumps(given, sort_keys=True).encode()]
+    seen.append(recorded.read_bytes() if recorded.is_file() else b"")
+    return _Job(name, profile, given, hashlib.sha256(b"\0".join(seen)).hexdigest())
+
+
+def digest_file(chapter: str, profile: str) -> Path:
+    """Return the note beside an executed copy that says what it was made from."""
+    return paths.executed_file(chapter, profile).with_suffix(".digest")
+
+
+def _cached(job: _Job) -> bool:
+    note = digest_file(job.chapter, job.profile)
+    result = results.read(job.chapter, job.profile)
+    if result is None or not note.is_file() or not paths.executed_file(job.chapter, job.profile).is_file():
+        return False
+    if wanted := results.stand_ins(result):
+        from companion import data  # only here: PyTorch takes seconds to import
+
+        # What ran on a stand-in for want of data runs again once the data is there.
+        if any(data.status(name) != "missing" for name in wanted):
+            return False
+    return note.read_text() == job.key
+
+
+def is_current(chapter: str, profile: str) -> bool:
+    """Say whether the executed copy, run with default parameters, still follows from the sources."""
+    return _cached(_job(chapter, profile, {}))
+
+
+def _run_all(waiting: list[_Job], at_once: int, progress: Progress) -> dict[str, Outcome]:
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(max_workers=at_once)
+    futures = {job.chapter: pool.submit(_run_one, job, progress, stop) for job in waiting}
+    try:
+        return {chapter: future.result() for chapter, future in futures.items()}
+    finally:
+        stop.set()  # after an interrupt; when all is done nobody listens any more
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_one(job: _Job, progress: Progress, stop: threading.Event) -> Outcome:
+    start = time.monotonic()
+    folder = paths.build_dir() / "running" / job.profile / job.chapter
+    shutil.rmtree(folder, ignore_errors=True)
+    bar = progress.add_task(job.chapter, total=None)
+    try:
+        folder.mkdir(parents=True)
+        code, log = _papermill(
+            job, folder, stop, lambda n, total: progress.update(bar, completed=n, total=total)
+        )
+        seconds = time.monotonic() - start
+        if code == 0:
+            _publish(job, folder, seconds)
+            progress.console.print(f"{job.chapter}: done in {seconds:.1f} s")
+            return Outcome(job.chapter, "done", seconds)
+        error = "interrupted" if stop.is_set() else _keep_failed(job, folder) or log[-4000:]
+    except CompanionError as problem:
+        error = str(problem)
+    except OSError as problem:
+        error = f"cannot write under {paths.build_dir()}: {problem}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not stop.is_set():
+        progress.console.print(f"{error}\n{job.chapter}: FAILED (the last good copy, if any, is kept)")
+    return Outcome(job.chapter, "failed", time.monotonic() - start, error)
+
+
+def _keep_failed(job: _Job, folder: Path) -> str:
+    """Keep the notebook as far as it came and return its traceback, or "" if the kernel died without one."""
+    executed = folder / "executed.ipynb"
+    if not executed.is_file():
+        return ""
+    cells = nbformat.read(executed, as_version=4).cells
+    raised = [o for cell in cells for o in cell.get("outputs", []) if o.output_type == "error"]
+    kept = paths.executed_file(job.chapter, job.profile).with_suffix(".failed.ipynb")
+    paths.write_atomic(kept, executed.read_bytes())
+    return "\n".join(line for output in raised for line in output.traceback)
+
+
+def _papermill(job: _Job, folder: Path, stop: threading.Event, report: Any) -> tuple[int, str]:
+    source = folder / "source.ipynb"
+    source.write_text(notebooks.dumps(notebooks.read_source(paths.notebook(job.chapter))), "utf8")
+    command = [
+        sys.executable,
+        "-c",
+        _PAPERMILL,
+        str(source),
+        str(folder / "executed.ipynb"),
+        "--kernel",
+        "python3",
+    ]
+    command += [
+        "--cwd",
+        str(paths.notebook(job.chapter).parent),
+        "--progress-bar",
+        "-y",
+        json.dumps(job.parameters),
+    ]
+    env = environment(job.profile, folder / "results", folder / "figures")
+    quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
+    log = b""
+    # Its own session: Ctrl-C reaches only us, and we stop the run in order.
+    with subprocess.Popen(command, env=env, stdout=quiet, stderr=pipe, start_new_session=True) as process:
+        threading.Thread(target=_stop_when_told, args=(process, stop), daemon=True).start()
+        while chunk := process.stderr.read1(65536):  # type: ignore[union-attr]
+            log += chunk
+            for done, total in _CELLS.findall(chunk):
+                report(int(done), int(total))
+    return process.returncode, log.decode("utf8", "replace")
+
+
+def _stop_when_told(process: subprocess.Popen[bytes], stop: threading.Event) -> None:
+    while process.poll() is None:
+        if stop.wait(timeout=0.2):
+            process.terminate()  # nbclient takes its kernel down on SIGTERM
+            try:
+                process.wait(_KILL_AFTER)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _publish(job: _Job, folder: Path, seconds: float) -> None:
+    """Move a whole run to its places; the digest goes last, so that a cut in between means running again."""
+    digest_file(job.chapter, job.profile).unlink(missing_ok=True)
+    result = folder / "results" / job.profile / f"{job.chapter}.json"
+    if not result.is_file():
+        raise CompanionError(f"{job.chapter} wrote no results: end the notebook with `chapter.finish()`")
+    figures = paths.figures_dir(job.chapter, job.profile)
+    shutil.rmtree(figures, ignore_errors=True)
+    drawn = folder / "figures" / job.profile / job.chapter
+    if drawn.is_dir():
+        figures.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(drawn, figures)
+    note = {"minutes": round(seconds / 60, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    paths.write_atomic(paths.results_file(job.chapter, job.profile), result.read_bytes())
+    paths.write_atomic(paths.run_file(job.chapter, job.profile), json.dumps(note).encode())
+    executed = paths.executed_file(job.chapter, job.profile)
+    paths.write_atomic(executed, (folder / "executed.ipynb").read_bytes())
+    executed.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+    paths.write_atomic(digest_file(job.chapter, job.profile), job.key.encode())

@@ -1,0 +1,68 @@
+"""What Sphinx doesn't check: pages that need the network, and images without alt text."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+_LOADED = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+    "link": "href",
+}
+_LINKS_LOADED = {
+    "stylesheet",
+    "icon",
+    "preload",
+    "modulepreload",
+    "preconnect",
+    "dns-prefetch",
+    "shortcut",
+    "manifest",
+}
+_REMOTE = re.compile(r"(https?:)?//", re.IGNORECASE)
+_CSS_REMOTE = re.compile(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^\"')\s]+", re.IGNORECASE)
+_FILE_NAME = re.compile(r"\S+\.(png|svg|jpe?g|gif|webp)", re.IGNORECASE)
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[str] = []
+        self._in_style = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_style = tag == "style"
+        values = {key: value or "" for key, value in attrs}
+        address = values.get(_LOADED.get(tag, ""), "")
+        if _REMOTE.match(address) and (tag != "link" or _LINKS_LOADED & set(values.get("rel", "").split())):
+            self.problems.append(f"needs the network: <{tag}> {address}")
+        # Sphinx puts the file's path where an author gave no text.
+        if tag == "img" and (not values.get("alt", "").strip() or _FILE_NAME.fullmatch(values["alt"])):
+            self.problems.append(f"image without alt text: {address[:100]}")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_style:
+            self.problems += [f"needs the network: {found}" for found in _CSS_REMOTE.findall(data)]
+
+
+def scan(folder: Path) -> list[str]:
+    """Return one line per page or style sheet under `folder` that loads from the network or hides an image.
+
+    Links that a reader clicks are no problem; scripts, styles, images, frames and fonts from elsewhere are.
+    """
+    problems = []
+    for path in sorted([*folder.rglob("*.html"), *folder.rglob("*.css")]):
+        name, text = path.relative_to(folder), path.read_text("utf8")
+        if path.suffix == ".css":
+            problems += [f"{name}: needs the network: {found}" for found in _CSS_REMOTE.findall(text)]
+        elif not {"_static", "_sources"} & set(name.parts):
+            page = _Page()
+            page.feed(text)
+            problems += [f"{name}: {problem}" for problem in page.problems]
+    return problems

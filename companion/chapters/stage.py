@@ -1,0 +1,136 @@
+"""The tree that Sphinx reads: pages, configuration and executed chapters, rewritten only where changed."""
+
+import os
+import re
+import subprocess
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from nbformat import NotebookNode
+
+from companion.chapters import notebooks, paths, scoreboard
+from companion.chapters.present import present
+from companion.errors import CompanionError
+
+_MATHJAX = "tex-svg-full.js"  # one file, all TeX extensions, no fonts: works from file:// in every browser
+_REMOTE = re.compile(
+    r"(?:https?://|ssh://|)(?:[^@/]+@)?(?P<host>[\w.-]*github[\w.-]*)(?::\d+)?[:/](?P<path>.+?)(?:\.git)?/?"
+)
+
+
+def stage(profile: str) -> dict[str, NotebookNode]:
+    """Bring `_build/stage` up to date; return each chapter's notebook with outputs, as readers download it.
+
+    A file whose content is as before keeps its time, so that Sphinx reads only what changed.
+    Raises CompanionError when a chapter of the table of contents has no (or an outdated) executed copy.
+    """
+    files: dict[str, bytes] = {
+        "_toc.yml": (paths.root() / "_toc.yml").read_bytes(),
+        "_config.yml": _config().encode(),
+        f"_mathjax/_static/mathjax/{_MATHJAX}": _mathjax().read_bytes(),
+    }
+    for path in sorted((paths.root() / "book").rglob("*")):
+        name = path.relative_to(paths.root()).as_posix()
+        if path.is_file() and not name.startswith(("book/claims/", "book/results/")):
+            files[name] = path.read_bytes()
+    files |= _generated(profile)
+    whole = {}
+    for chapter in _chapters_in_toc():
+        whole[chapter] = executed(chapter, profile)
+        copy = nbformat.from_dict(whole[chapter])
+        page = present(copy, chapter, scoreboard.chips(chapter, profile))
+        files[f"notebooks/{chapter}.ipynb"] = notebooks.dumps(page).encode()
+    _update(paths.stage_dir(), files)
+    return whole
+
+
+def executed(chapter: str, profile: str) -> NotebookNode:
+    """Return the chapter as its source now reads, with the outputs of its last run at `profile`.
+
+    Raises CompanionError when it was not run, or when its code has changed since.
+    """
+    mend = f"run `companion run {chapter} --profile {profile}`"
+    path = paths.executed_file(paths.check_chapter(chapter), profile)
+    if not path.is_file():
+        raise CompanionError(f"{chapter} has no executed copy at profile {profile}: {mend}")
+    source = notebooks.read_source(paths.notebook(chapter))
+    grafted = notebooks.graft(source, nbformat.read(path, as_version=4))
+    if grafted is None:
+        raise CompanionError(f"the code of {chapter} has changed since its run at profile {profile}: {mend}")
+    return grafted
+
+
+def _chapters_in_toc() -> list[str]:
+    text = (paths.root() / "_toc.yml").read_text("utf8")
+    return re.findall(r"^[^#\n]*file:\s*[\"']?notebooks/(\w+)", text, flags=re.MULTILINE)
+
+
+def _update(folder: Path, files: dict[str, bytes]) -> None:
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        if path.relative_to(folder).as_posix() not in files:
+            path.unlink()
+    for name, content in files.items():
+        target = folder / name
+        if not target.is_file() or target.read_bytes() != content:
+            paths.write_atomic(target, content)
+
+
+def _generated(profile: str) -> dict[str, bytes]:
+    bodies = {
+        "scoreboard": ("Scoreboard", scoreboard.page()),
+        "environment": ("Environment", scoreboard.environment_page(profile)),
+        "api": ("API reference", _api()),
+    }
+    return {f"book/{name}.md": f"# {title}\n\n{body}".encode() for name, (title, body) in bodies.items()}
+
+
+def _api() -> str:
+    parts = ["Every public name of the package `companion`, from its docstrings."]
+    for path in sorted(paths.package().rglob("*.py")):
+        name = ".".join(("companion", *path.relative_to(paths.package()).with_suffix("").parts))
+        name = name.removesuffix(".__init__")
+        if name == "companion.cli" or not path.read_text("utf8").strip():
+            continue  # `companion --help` documents the command line
+        options = "   :members:\n   :undoc-members:\n   :ignore-module-all:"
+        parts.append(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n{options}\n```")
+    return "\n\n".join(parts)
+
+
+def repository_url(default: str) -> str:
+    """Return the address for the launch buttons: the CI's repository, else the remote's, else `default`."""
+    remote = ""
+    if "GITHUB_REPOSITORY" in os.environ:
+        server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+        remote = f"{server}/{os.environ['GITHUB_REPOSITORY']}"
+    else:
+        command = ["git", "-C", str(paths.root()), "remote", "get-url", "origin"]
+        try:
+            remote = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except FileNotFoundError:  # no git on this machine
+            return default
+    # Only host and path are kept: a remote may carry a token. The theme refuses hosts that it doesn't know.
+    match = _REMOTE.fullmatch(remote)
+    return f"https://{match['host']}/{match['path']}" if match else default
+
+
+def _config() -> str:
+    config: dict[str, Any] = yaml.safe_load((paths.root() / "_config.yml").read_text("utf8"))
+    repository = config.setdefault("repository", {})
+    repository["url"] = repository_url(repository.get("url", ""))
+    config["execute"] = {**config.get("execute", {}), "execute_notebooks": "off"}
+    sphinx = config.setdefault("sphinx", {}).setdefault("config", {})
+    sphinx["mathjax_path"] = f"mathjax/{_MATHJAX}"
+    # Not in `_static`: jupyter-book would load every script that it finds there.
+    sphinx["html_extra_path"] = [*sphinx.get("html_extra_path", []), "_mathjax"]
+    return yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
+
+
+def _mathjax() -> Path:
+    package = "sphinx-mathjax-offline"
+    if find_spec(package) is None:
+        raise CompanionError("the book needs sphinx-mathjax-offline: install with `pip install -e .[book]`")
+    return Path(str(import_module(package).__file__)).parent / "static" / "mathjax" / _MATHJAX

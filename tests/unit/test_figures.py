@@ -1,0 +1,96 @@
+"""Figures: words that a reader needs, and the same bytes each time."""
+
+from pathlib import Path
+
+import matplotlib
+import pytest
+from matplotlib import colors, pyplot
+from matplotlib.figure import Figure
+
+from companion.chapters import figures
+
+ALT = "Two falling lines on logarithmic axes; the lower one is twice as steep."
+CAPTION = "With the missing term added, the remainder is of fourth order."
+
+
+@pytest.fixture
+def figure() -> Figure:
+    figures.style()
+    drawn, axes = pyplot.subplots()
+    axes.plot([1, 2, 3], [1, 4, 9], label="noise")
+    axes.set(xlabel="noise [std]", ylabel="loss [nats]")
+    axes.legend()
+    return drawn
+
+
+@pytest.fixture
+def displayed(monkeypatch: pytest.MonkeyPatch) -> list:
+    found: list = []
+    monkeypatch.setattr(figures, "display", lambda shown, metadata: found.append((shown, metadata)))
+    return found
+
+
+def test_a_figure_is_saved_displayed_and_closed(figure, displayed, tmp_path):
+    file = figures.show(figure, tmp_path, "remainder", alt=ALT, caption=CAPTION, answers="Fig. 2")
+    ((image, metadata),) = displayed
+    assert file == tmp_path / "remainder.png" and file.read_bytes() == image.data
+    words = {"name": "remainder", "alt": ALT, "caption": CAPTION, "answers": "Fig. 2"}
+    assert metadata == {"companion": {"figure": words}}
+    assert not pyplot.fignum_exists(figure.number)
+
+
+def test_the_display_is_at_half_the_pixels_with_alt_text(figure, displayed, tmp_path):
+    figures.show(figure, tmp_path, "remainder", alt=ALT, caption=CAPTION)
+    _, metadata = displayed[0][0]._repr_mimebundle_()
+    assert metadata["image/png"] == {"width": 720, "height": 380, "alt": ALT}
+
+
+def test_the_bytes_are_the_same_each_time_and_name_no_software(figure):
+    first = figures.png(figure)
+    assert first == figures.png(figure)
+    assert b"Software" not in first and b"matplotlib" not in first and b"tIME" not in first
+    figure.axes[0].set_title("other")
+    assert first != figures.png(figure)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alt": ""}, "alt text has 0 characters"),
+        ({"alt": " " * 50}, "alt text has 0 characters"),
+        ({"alt": "A plot of the loss."}, "at least 40"),
+        ({"alt": CAPTION.upper()}, "they differ"),
+        ({"caption": ""}, "is not a sentence"),
+        ({"caption": "Remainder against noise"}, "is not a sentence"),
+        ({"caption": "the remainder is small."}, "is not a sentence"),
+        ({"caption": "Remainder."}, "is not a sentence"),
+        ({"name": "Fig 2"}, "links point to it"),
+        ({"name": "../escape"}, "links point to it"),
+    ],
+)
+def test_missing_or_lazy_words_are_refused(figure, displayed, tmp_path, change, message):
+    words = {"name": "remainder", "alt": ALT, "caption": CAPTION} | change
+    with pytest.raises(ValueError, match=message):
+        figures.show(figure, tmp_path, words.pop("name"), **words)
+    assert not displayed and not list(tmp_path.iterdir())
+    pyplot.close(figure)
+
+
+def test_alt_text_and_caption_cannot_be_left_out(figure, tmp_path):
+    with pytest.raises(TypeError, match="'alt' and 'caption'"):
+        figures.show(figure, tmp_path, "remainder")  # type: ignore[call-arg]
+    pyplot.close(figure)
+
+
+def _contrast_on_white(colour: str) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colors.to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return 1.05 / (luminance + 0.05)
+
+
+def test_role_colours_are_distinct_and_visible_on_white(tmp_path: Path):
+    figures.style()
+    assert matplotlib.rcParams["figure.facecolor"] == matplotlib.rcParams["savefig.facecolor"] == "white"
+    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+    for role in ("baseline", "noise", "regulariser", "theory", "control", "highlight"):
+        assert _contrast_on_white(figures.COLOURS[role]) > 2.4, role

@@ -1,0 +1,163 @@
+"""The files around the package agree with each other: versions, commands, citations, the list of papers."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+import companion
+from companion.chapters import paths, scoreboard
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def _yaml(name: str) -> Any:
+    return yaml.safe_load(_text(name))
+
+
+PROJECT = tomllib.loads(_text("pyproject.toml"))
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _lock() -> dict[str, Version]:
+    lines = [line.split("#")[0].strip() for line in _text("requirements.lock").splitlines()]
+    pinned = {}
+    for requirement in map(Requirement, filter(None, lines)):
+        (pin,) = requirement.specifier
+        assert pin.operator == "==", f"{requirement} is no exact pin"
+        pinned[_normal(requirement.name)] = Version(pin.version)
+    return pinned
+
+
+def unmet(required: list[str], lock: dict[str, Version]) -> list[str]:
+    """Return the requirements that the lock does not hold at a version that satisfies them."""
+    wanted = [Requirement(line) for line in required]
+    return [str(w) for w in wanted if _normal(w.name) not in lock or lock[_normal(w.name)] not in w.specifier]
+
+
+def test_lock_satisfies_the_project() -> None:
+    required = [*PROJECT["project"]["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+    # `make` builds without isolation, so the build's own needs are locked too.
+    assert unmet([*required, *PROJECT["build-system"]["requires"], "editables"], _lock()) == []
+
+
+def test_unmet_requirements_are_found() -> None:
+    lock = {"torch": Version("2.13.0")}
+    assert unmet(["torch>=2.10", "torch>=3", "zuko"], lock) == ["torch>=3", "zuko"]
+
+
+def test_lock_names_no_local_build_or_path() -> None:
+    assert not [name for name, version in _lock().items() if version.local]
+    assert "file:" not in _text("requirements.lock") and "-e " not in _text("requirements.lock")
+
+
+def test_environment_is_constrained_by_the_lock() -> None:
+    conda = _yaml("environment.yml")["dependencies"]
+    (python,) = [line for line in conda if isinstance(line, str) and line.startswith("python")]
+    assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(PROJECT["project"]["requires-python"])
+    (pip,) = [line["pip"] for line in conda if isinstance(line, dict)]
+    assert "--constraint requirements.lock" in pip
+    (own,) = [line for line in pip if line.startswith("--editable")]
+    assert set(re.findall(r"\w+", own.split("[")[1])) == set(EXTRAS)
+
+
+def test_python_versions_agree() -> None:
+    supported = SpecifierSet(PROJECT["project"]["requires-python"])
+    matrix = _yaml(".github/workflows/book.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert matrix == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in supported]
+    oldest, newest = (int(version[2:]) for version in (matrix[0], matrix[-1]))
+    assert f"(3, {oldest}) <= sys.version_info < (3, {newest + 1})" in _text("Makefile")
+
+
+def test_make_refuses_another_python(tmp_path: Path) -> None:
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text(_text(name), "utf-8")
+    done = subprocess.run(["make", "book", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "'false' is not Python 3.11 to 3.13" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def _targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", _text("Makefile"), re.MULTILINE))
+
+
+def test_workflow_runs_the_commands_of_the_makefile() -> None:
+    jobs = _yaml(".github/workflows/book.yml")["jobs"]
+    ran = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert ran == [".ci/run", "make book PROFILE=cpu"]
+    assert re.findall(r"make ([a-z]+)", _text(".ci/run").splitlines()[-1]) == ["test"]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    assert {"book", "test"} <= _targets()
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "book/running.md"])
+def test_documented_targets_exist(name: str) -> None:
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", _text(name), re.MULTILINE))
+    assert named and named <= _targets()
+
+
+def test_citation_is_complete() -> None:
+    citation = _yaml("CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == PROJECT["project"]["version"] == companion.__version__
+    assert citation["license"] == PROJECT["project"]["license"] == "MIT"
+    assert citation["authors"] == [{"name": "The companion authors"}]
+    assert "The companion authors" in _text("LICENSE")
+
+
+def test_scoreboard_of_the_readme_is_the_generated_one() -> None:
+    assert _text("README.md") == scoreboard.with_table(_text("README.md"))
+
+
+def test_readme_is_finished() -> None:
+    readme = _text("README.md")
+    assert not [
+        image for image in re.findall(r"!\[[^]]+]\(([^)]+)\)", readme) if not (ROOT / image).is_file()
+    ]
+    assert not re.findall(r"\b[A-Z]+_(?:TIME|DISK)\b", readme), "minutes and disk are still to be measured"
+
+
+def _cited(text: str) -> set[str]:
+    return {key.strip() for keys in re.findall(r"\{cite(?::\w+)?}`([^`]+)`", text) for key in keys.split(",")}
+
+
+def test_citations_resolve() -> None:
+    known = re.findall(r"^@\w+\{(\w+),", _text("book/references.bib"), re.MULTILINE)
+    assert len(known) == len(set(known))
+    pages = [*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.py"), *ROOT.glob("book/claims/*.yml")]
+    assert set().union(*(_cited(page.read_text("utf-8")) for page in pages)) <= set(known)
+
+
+def test_intro_lists_ten_papers_and_links_the_chapters_that_exist() -> None:
+    rows = re.findall(r"^\| (\d+) \|.*\|$", _text("book/intro.md"), re.MULTILINE)
+    assert rows == [str(number) for number in range(1, 11)]
+    table = [line for line in _text("book/intro.md").splitlines() if re.match(r"\| \d+ \|", line)]
+    assert all(len(_cited(line)) == 1 for line in table)
+    linked = {int(line.split("|")[1]): re.findall(r"</notebooks/(\w+)>", line) for line in table}
+    assert {f"{number:02}": names for number, names in linked.items() if names} == {
+        chapter[:2]: [chapter] for chapter in paths.chapters()
+    }
+
+
+def test_contents_list_every_page_and_chapter() -> None:
+    toc = _yaml("_toc.yml")
+    listed = {toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])}
+    pages = {f"book/{page.stem}" for page in ROOT.glob("book/*.md")}
+    assert listed == pages | {f"notebooks/{chapter}" for chapter in paths.chapters()}

@@ -23,9 +23,7 @@ def loop_jacobians(net, x):
         eps = [e.requires_grad_() for e in no_noise(net, one)]
         outputs = net(one, eps)[0][0]
         rows.append([torch.autograd.grad(out, eps, retain_graph=True) for out in outputs])
-    return [
-        torch.stack([torch.stack([r[k][0] for r in row]) for row in rows]) for k in range(len(net.layers))
-    ]
+    return [torch.stack([torch.stack([r[k][0] for r in row]) for row in rows]) for k in range(len(net.layers))]
 
 
 def loop_terms(net, x):

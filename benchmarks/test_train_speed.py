@@ -22,9 +22,7 @@ class MLP(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         draw, sizes = generator(seed, "init"), (64, 64, 64, 64, 10)
-        self.weights = nn.ParameterList(
-            torch.randn(o, i, generator=draw) * i**-0.5 for i, o in pairwise(sizes)
-        )
+        self.weights = nn.ParameterList(torch.randn(o, i, generator=draw) * i**-0.5 for i, o in pairwise(sizes))
 
     def forward(self, x, eps):
         for k, weight in enumerate(self.weights):

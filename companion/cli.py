@@ -14,9 +14,7 @@ from typer.core import TyperGroup
 from companion.chapters import notebooks, paths, profiles, recheck, results, runner, scoreboard, site
 from companion.errors import CompanionError
 
-_INTERRUPTED = (
-    "interrupted: nothing half-written was kept, finished chapters were; the same command goes on from there"
-)
+_INTERRUPTED = "interrupted: nothing half-written was kept, finished chapters were; the same command goes on from there"
 
 
 class _Group(TyperGroup):
@@ -24,9 +22,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, signal.default_int_handler
-            )  # a job manager's stop is an interrupt too
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job manager's stop is an interrupt too
         try:
             return super().invoke(ctx)
         except CompanionError as error:
@@ -52,18 +48,14 @@ def run(
     chapters: Chapters = None,
     profile: ProfileName = "cpu",
     jobs: Jobs = 1,
-    parameter: Annotated[
-        list[str] | None, typer.Option("-p", help="name=value of a notebook parameter")
-    ] = None,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value of a notebook parameter")] = None,
     force: Annotated[bool, typer.Option("--force", help="run even what is cached")] = False,
 ) -> None:
     """Execute chapters; what has not changed since its last run is taken from the cache."""
     given = runner.parse_parameters(parameter or [])
     outcomes = runner.run(chapters or [], profile, jobs, given, force)
     if failed := [outcome.chapter for outcome in outcomes if outcome.state == "failed"]:
-        typer.echo(
-            f"companion: {len(failed)} of {len(outcomes)} chapters failed: {', '.join(failed)}", err=True
-        )
+        typer.echo(f"companion: {len(failed)} of {len(outcomes)} chapters failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
 
 
@@ -88,18 +80,14 @@ def build(
     address = site.build(profile, clean)
     for name in paths.chapters():
         if not runner.is_current(name, profile):
-            typer.echo(
-                f"{name} shows an older run: refresh it with `companion run {name} --profile {profile}`"
-            )
+            typer.echo(f"{name} shows an older run: refresh it with `companion run {name} --profile {profile}`")
     typer.echo(f"{_summary(profile)}\nopen {address}")
 
 
 @app.command()
 def claims(
     profile: ProfileName = "cpu",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print the results files as one JSON object")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the results files as one JSON object")] = False,
 ) -> None:
     """Print every claim with its status: of the last run, else as recorded."""
     found = _results(profile)
@@ -108,9 +96,7 @@ def claims(
         return
     for chapter, result in found.items():
         if result is None:
-            typer.echo(
-                f"{chapter}: no results at {profile}: run `companion run {chapter} --profile {profile}`"
-            )
+            typer.echo(f"{chapter}: no results at {profile}: run `companion run {chapter} --profile {profile}`")
         for claim in result["claims"] if result else []:
             typer.echo(f"{chapter[:2]} {claim['id']:<4} {claim['status']:<15} {claim['title']}")
     typer.echo(_summary(profile))

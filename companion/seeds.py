@@ -1,6 +1,6 @@
 """Named random streams from one root seed, so that adding a draw never shifts another.
 
-`generator(0, "noise")` and `generator(0, "order", 3)` are independent of each other and of every other purpose.
+`generator(0, "noise")` and `generator(0, "order", 3)` are independent of each other and of all others.
 """
 
 import hashlib

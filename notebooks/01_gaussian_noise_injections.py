@@ -78,16 +78,16 @@ chapter = Chapter("01_gaussian_noise_injections", profile=profile, seed=seed)
 # %%
 s = chapter.settings(
     smoke=dict(
-        sines=dict(frequencies=(1, 2, 3, 4, 5), points=100, width=32, steps=400, lr=5e-3, seeds=2),
+        sines=dict(frequencies=(1, 2, 3, 4, 5), points=100, width=32, steps=300, lr=5e-3, seeds=2),
         images="digits", labels=300, wrong_labels=0.1, width=64, steps=200, seeds=2, test=355,
-        conv_channels=(8, 16), conv_steps=60, tables=("diabetes",), table_steps=100, folds=2,
-        inits=4, init_width=64, init_draws=10, early_steps=30, curvature_steps=60, follow_steps=300, draws=2_000,
+        conv_channels=(8, 16), conv_steps=40, tables=("diabetes",), table_steps=100, folds=2,
+        inits=4, init_width=64, init_draws=10, early_steps=30, curvature_steps=40, follow_steps=200, draws=2_000,
     ),
     cpu=dict(
-        sines=dict(frequencies=(2, 4, 6, 8, 10), points=100, width=64, steps=4_000, lr=2e-3, seeds=3),
-        images="fashion_mnist", labels=1_000, wrong_labels=0.0, width=128, steps=600, seeds=3, test=2_000,
-        conv_channels=(16, 32), conv_steps=200, tables=("concrete", "energy"), table_steps=800, folds=5,
-        inits=20, init_width=256, init_draws=20, early_steps=100, curvature_steps=500, follow_steps=3_000, draws=20_000,
+        sines=dict(frequencies=(2, 4, 6, 8, 10), points=100, width=64, steps=2_500, lr=3e-3, seeds=3),
+        images="fashion_mnist", labels=1_000, wrong_labels=0.0, width=128, steps=500, seeds=3, test=2_000,
+        conv_channels=(16, 32), conv_steps=150, tables=("concrete", "energy"), table_steps=400, folds=5,
+        inits=12, init_width=256, init_draws=20, early_steps=100, curvature_steps=300, follow_steps=1_200, draws=10_000,
     ),
     gpu=dict(
         sines=dict(frequencies=tuple(range(5, 51, 5)), points=200, width=256, steps=60_000, lr=3e-4, seeds=5),
@@ -110,7 +110,8 @@ sine_seeds = member_seeds(seed, s.sines["seeds"])
 frequencies = torch.tensor(s.sines["frequencies"])
 sizes = (1, *[s.sines["width"]] * 5, 1)  # depth six
 targets = [
-    chapter.load("sinusoids", frequencies=s.sines["frequencies"], points=s.sines["points"], seed=member) for member in sine_seeds
+    chapter.load("sinusoids", frequencies=s.sines["frequencies"], points=s.sines["points"], seed=member)
+    for member in sine_seeds
 ]
 grid = targets[0].x  # [points, 1]
 
@@ -131,9 +132,7 @@ def sine_record(ensemble, _step):
 
 hidden_only = torch.tensor([0.0] + [1.0] * 5)  # sites 0..5; the notebook leaves the input alone
 sine_variance = 0.01  # the notebook's sig = 0.1 is a standard deviation
-common = dict(
-    steps=s.sines["steps"], lr=s.sines["lr"], record=sine_record, record_every=s.sines["steps"] // 50
-)
+common = dict(steps=s.sines["steps"], lr=s.sines["lr"], record=sine_record, record_every=s.sines["steps"] // 50)
 batches = [Batches(target.x, target.y, batch_size=None, seed=0) for target in targets]
 n = len(sine_seeds)
 
@@ -171,7 +170,12 @@ for role in ROLES:
     mean, spread = late(role, "amplitude").mean(0), late(role, "amplitude").std(0)
     right.errorbar(frequencies, mean, spread, color=COLOURS[role], marker="o", capsize=3, label=NAMES[role])
 left.set(xlabel="t", ylabel="f(t)", title="The function that is learnt")
-right.set(xlabel="frequency (cycles per unit)", ylabel="amplitude learnt (target: 1)", ylim=(0, 1.15), xticks=frequencies)
+right.set(
+    xlabel="frequency (cycles per unit)",
+    ylabel="amplitude learnt (target: 1)",
+    ylim=(0, 1.15),
+    xticks=frequencies,
+)
 right.set_title("Its spectrum")
 left.legend(ncols=2, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 chapter.show(
@@ -248,7 +252,7 @@ def slope(x, y):
 # twin forgets the noise at the input.
 
 # %%
-cov_sigmas = (0.02, 0.05, 0.1, 0.2, 0.4)
+cov_sigmas = (0.02, 0.04, 0.08, 0.16)
 
 
 def covariance_error(activation, drop_input=False):
@@ -283,7 +287,7 @@ chapter.claim(
     error=[e[0] for e in cov.values()],
     slope=[slope(cov_sigmas, e) for e in cov.values()],
     control=dict(error=cov_wrong[0], slope=slope(cov_sigmas, cov_wrong)),
-);  # fmt: skip
+)
 
 # %% [markdown]
 # ### The regulariser, and what it leaves out
@@ -368,18 +372,24 @@ chapter.claim(
     control=dict(
         slope=[slope(sigmas, second_order(row, 2).abs()) for row in smooth],
         slope_R_only=[slope(sigmas, (second_order(row, 2) + square * row["K"]).abs()) for row in smooth],
-        ratio=[
-            float(1 + second_order(row, 2)[2] / (square[2] * (2 * row["R"] + row["K"]))) for row in smooth
-        ],
+        ratio=[float(1 + second_order(row, 2)[2] / (square[2] * (2 * row["R"] + row["K"]))) for row in smooth],
     ),
-);  # fmt: skip
+)
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), width_ratios=(1, 1.25))
 markers = dict(zip(("tanh, MSE", "tanh, CE", "softplus, MSE", "softplus, CE"), "os^D"))
 for name, marker in markers.items():
     row = table[name]
-    left.errorbar(sigmas, row["rest"].abs(), row["error"], color=COLOURS["theory"], marker=marker, ls="-", label=f"{name}")
+    left.errorbar(
+        sigmas,
+        row["rest"].abs(),
+        row["error"],
+        color=COLOURS["theory"],
+        marker=marker,
+        ls="-",
+        label=f"{name}",
+    )
     left.plot(sigmas, (row["rest"] + square * row["K"]).abs(), color=COLOURS["highlight"], marker=marker, ls="--")
 left.set(xscale="log", yscale="log", xlabel="noise standard deviation σ", ylabel="absolute remainder (nats)")
 left.set_title("Green: after R + K. Orange: after R")
@@ -391,7 +401,8 @@ for shift, key, label, colour in (
     (0.27, "K", "K / σ²", COLOURS["highlight"]),
 ):
     heights = [
-        float(row["rest"][2] / square[2]) + row["R"] + row["K"] if key == "total" else row[key] for row in table.values()
+        float(row["rest"][2] / square[2]) + row["R"] + row["K"] if key == "total" else row[key]
+        for row in table.values()
     ]
     right.bar(place + shift, heights, 0.27, label=label, color=colour)
 right.set_xticks(place, [name.replace(", ", "\n") for name in table], fontsize=9)
@@ -444,9 +455,7 @@ for sigma in kink_sigmas:
     _, (j0, j1) = output_jacobians(net, x)
     image = torch.einsum("bof,bf->bo", j0, eps[0]) + torch.einsum("bof,bf->bo", j1, eps[1])
     exact = 0.5 * image.square().sum(1)
-    changes.append(
-        float((0.5 * (up + down) - SquaredError.loss(net(x)[0], y) - exact).mean() / sigma**2 + kink_r)
-    )
+    changes.append(float((0.5 * (up + down) - SquaredError.loss(net(x)[0], y) - exact).mean() / sigma**2 + kink_r))
 
 # %% tags=["nbval-check-output"]
 chapter.claim(
@@ -454,7 +463,7 @@ chapter.claim(
     ratio=[c / float(kink_r + kink) for c in changes],
     ratio_R_only=[c / float(kink_r) for c in changes],
     control=dict(ratio=[c / float(kink_r) for c in changes]),
-);  # fmt: skip
+)
 
 # %% [markdown]
 # ### Two losses, four forms, one backward pass
@@ -584,7 +593,13 @@ chapter.claim(
     lowest=float(values.min()),
     probe_value=attached[0],
     probe_gradient=attached[1],
-    control=dict(identity=diagonal, logistic=logistic_error, lowest=0.0, probe_value=detached[0], probe_gradient=detached[1]),
+    control=dict(
+        identity=diagonal,
+        logistic=logistic_error,
+        lowest=0.0,
+        probe_value=detached[0],
+        probe_gradient=detached[1],
+    ),
 )
 print(f"gradient cosine with the exact one: attached {attached[2]:.4f}, detached {detached[2]:.4f}")
 
@@ -630,7 +645,7 @@ chapter.claim(
     gap=abs(float(terms.mean()) / sobolev - 1),
     slope=slope(sizes_n, rms),
     control=dict(gap=abs(float(terms.mean()) / sobolev_wrong - 1), slope=slope(sizes_n, rms)),
-);  # fmt: skip
+)
 
 # %% [markdown]
 # Differentiation multiplies the transform by frequency. With unitary transforms $F$ of $f$ and $P$ of $p$, and $G(\omega) = \omega F(\omega)$, Plancherel
@@ -662,7 +677,13 @@ for name, density in densities.items():
     omega, integrand = fourier_integrand(wave(t), density, spacing)
     step = float(omega[1] - omega[0])
     truth = float((density * derivative**2).sum() * spacing)
-    spectra[name] = (omega, integrand, truth, float(integrand.real.sum() * step), float(integrand.abs().sum() * step))
+    spectra[name] = (
+        omega,
+        integrand,
+        truth,
+        float(integrand.real.sum() * step),
+        float(integrand.abs().sum() * step),
+    )
 
 # %% tags=["nbval-check-output"]
 chapter.claim(
@@ -673,12 +694,19 @@ chapter.claim(
         equality=[abs(bars / truth - 1) for _, _, truth, _, bars in spectra.values()],
         excess=[bars / truth - 1 for _, _, truth, _, bars in spectra.values()],
     ),
-);  # fmt: skip
+)
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), sharex=True)
 for axis, (name, (omega, integrand, truth, plain, bars)) in zip(axes, spectra.items()):
-    axis.fill_between(omega, integrand.abs(), integrand.real, color=COLOURS["highlight"], alpha=0.5, label="added by the bars")
+    axis.fill_between(
+        omega,
+        integrand.abs(),
+        integrand.real,
+        color=COLOURS["highlight"],
+        alpha=0.5,
+        label="added by the bars",
+    )
     axis.plot(omega, integrand.real, color=COLOURS["theory"], label="integrand")
     axis.axhline(0, color="black", lw=0.8)
     axis.set(xlim=(0, 12), xlabel="angular frequency ω", title=f"{name}\nE f'² = {truth:.3f}, with bars {bars:.3f}")
@@ -720,7 +748,9 @@ def in_errors(v):
 second = taylor["G"] + taylor["C"] + taylor["H"]
 correlation = float(torch.corrcoef(torch.stack([second, taylor["change"]]))[0, 1])
 for name, v in taylor.items():
-    print(f"{name:7s} mean/R {v.mean() / taylor_r:7.4f}   skew {moments(v)[0]:5.2f}   excess kurtosis {moments(v)[1]:5.2f}")
+    print(
+        f"{name:7s} mean/R {v.mean() / taylor_r:7.4f}   skew {moments(v)[0]:5.2f}   excess kurtosis {moments(v)[1]:5.2f}"
+    )
 
 # %% tags=["nbval-check-output"]
 chapter.claim(
@@ -737,7 +767,7 @@ chapter.claim(
         correlation=correlation,
         skew=moments(taylor["change"])[0],
     ),
-);  # fmt: skip
+)
 
 # %%
 fig, axis = plt.subplots(figsize=(7.2, 3.4))
@@ -746,7 +776,14 @@ styles = {"G": ("baseline", ":"), "C": ("regulariser", "-"), "H": ("theory", "--
 for name, (role, line) in styles.items():
     count, edges = torch.histogram(taylor[name], bins)
     label = "loss change ΔL" if name == "change" else name
-    axis.stairs((count / len(taylor[name])).numpy(), (edges / taylor_r).numpy(), color=COLOURS[role], ls=line, lw=1.8, label=label)
+    axis.stairs(
+        (count / len(taylor[name])).numpy(),
+        (edges / taylor_r).numpy(),
+        color=COLOURS[role],
+        ls=line,
+        lw=1.8,
+        label=label,
+    )
 axis.axvline(1, color="black", lw=1)
 axis.set(yscale="log", xlabel="in units of R", ylabel="share of draws", ylim=(1e-5, 1))
 axis.legend()
@@ -769,8 +806,7 @@ chapter.show(
 torch.set_default_dtype(torch.float32)
 images = {split: chapter.load(s.images, split, fallback="digits") for split in ("train", "test")}
 tables = {
-    name: {split: chapter.load(name, split, fallback="diabetes") for split in ("train", "test")}
-    for name in s.tables
+    name: {split: chapter.load(name, split, fallback="diabetes") for split in ("train", "test")} for name in s.tables
 }
 table_names = list(tables)
 variances = (0.1, 0.25, 1.0, 4.0)
@@ -806,7 +842,10 @@ ratios = {
     for activation in ("elu", "relu")
 }  # each [inits, variances]
 for (label, activation), ratio in ratios.items():
-    print(f"{label} {activation:4s}: E ΔL/R at variance .1, .25, 1, 4:", [round(float(v), 2) for v in ratio.mean(0)])
+    print(
+        f"{label} {activation:4s}: E ΔL/R at variance .1, .25, 1, 4:",
+        [round(float(v), 2) for v in ratio.mean(0)],
+    )
 
 
 # %%
@@ -852,7 +891,7 @@ def fig2(factor=1.0):
     )
 
 
-chapter.claim("C4", **fig2(), control=fig2(3.0));  # fmt: skip
+chapter.claim("C4", **fig2(), control=fig2(3.0))
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8))
@@ -862,7 +901,15 @@ for i, (case, ratio) in enumerate(ratios.items()):
     marker, role = offset[case]
     for j, variance in enumerate(variances):
         spot = torch.full((len(ratio),), variance * 1.06 ** (i - 1.5))
-        left.scatter(spot, ratio[:, j], s=14, marker=marker, color=COLOURS[role], alpha=0.5, label=" ".join(case) if j == 0 else None)
+        left.scatter(
+            spot,
+            ratio[:, j],
+            s=14,
+            marker=marker,
+            color=COLOURS[role],
+            alpha=0.5,
+            label=" ".join(case) if j == 0 else None,
+        )
 left.axhline(1, color="black", lw=1)
 left.axhspan(0, 2, color=COLOURS["theory"], alpha=0.08, lw=0)
 left.set(xscale="log", xlabel="noise variance σ²", ylabel="E ΔL / R", title="At initialisation", ylim=(0, 2.2))
@@ -972,7 +1019,7 @@ chapter.claim(
     "C9",
     **{f"{role}_{k + 1}": norms[role][:, k].tolist() for role in ("noise", "regulariser") for k in layers},
     control={f"{role}_{k + 1}": norms["baseline"][:, k].tolist() for role in ("noise", "regulariser") for k in layers},
-);  # fmt: skip
+)
 
 # %% [markdown]
 # ### Images: noise, its penalty, and neither
@@ -1043,7 +1090,9 @@ def measure(ensemble, arms, margin_images=200):
     logits = test_logits(ensemble).cpu()
     y = test.y.cpu()
     x = test.x[half : half + margin_images]
-    margins = ensemble.call(lambda net: linear_margin(lambda z: net(z)[0], x, test.y[half : half + margin_images])).detach()
+    margins = ensemble.call(
+        lambda net: linear_margin(lambda z: net(z)[0], x, test.y[half : half + margin_images])
+    ).detach()
     scores = {}
     for arm, out, margin in zip(arms, logits, margins.cpu()):
         parts = {"choose": (out[:half], y[:half]), "report": (out[half:], y[half:])}
@@ -1080,11 +1129,19 @@ fig, axes = plt.subplots(1, len(penalty_grid), figsize=(9.6, 3.5), sharey=True)
 curve = {("noise", *arm): by_noise.metrics["test"][:, i] for i, arm in enumerate(noise_arms)}
 curve |= {("regulariser", *arm): by_penalty.metrics["test"][:, i] for i, arm in enumerate(penalty_arms)}
 for axis, v in zip(axes, penalty_grid):
-    for role, key in (("baseline", ("noise", 0.0)), ("noise", ("noise", v)), ("regulariser", ("regulariser", v))):
+    for role, key in (
+        ("baseline", ("noise", 0.0)),
+        ("noise", ("noise", v)),
+        ("regulariser", ("regulariser", v)),
+    ):
         lines = torch.stack([curve[(*key, m)] for m in image_seeds])
         axis.plot(by_noise.steps, lines.mean(0), color=COLOURS[role], label=NAMES[role])
         axis.fill_between(by_noise.steps, lines.amin(0), lines.amax(0), color=COLOURS[role], alpha=0.2, lw=0)
-    axis.set(title=f"σ² = {v}", xlabel="step", ylim=(0, 2 * max(float(c[-1]) for k, c in curve.items() if k[:2] == ("noise", 0.0))))
+    axis.set(
+        title=f"σ² = {v}",
+        xlabel="step",
+        ylim=(0, 2 * max(float(c[-1]) for k, c in curve.items() if k[:2] == ("noise", 0.0))),
+    )
 axes[0].set_ylabel("test loss (nats)")
 axes[0].legend(fontsize=8)
 chapter.show(
@@ -1111,7 +1168,9 @@ def closeness(penalty, noise, nothing):
 def closeness_at(v, twin=False):
     return [
         closeness(
-            curve["noise", 0.0, t] if twin else curve["regulariser", v, m], curve["noise", v, m], curve["noise", 0.0, m]
+            curve["noise", 0.0, t] if twin else curve["regulariser", v, m],
+            curve["noise", v, m],
+            curve["noise", 0.0, m],
         )
         for m, t in zip(image_seeds, twin_seeds)
     ]
@@ -1160,7 +1219,13 @@ for role, member in members.items():
     walked = deepfool_radius(lambda z, m=member: m(z)[0], x).detach().cpu()
     right.scatter(first, walked, s=9, color=COLOURS[role], alpha=0.6, label=NAMES[role])
 right.plot((0, top), (0, top), color="black", lw=0.8)
-right.set(xlabel="first-order margin M(x)", ylabel="distance walked by DeepFool", title="Correctly classified", xlim=(0, top), ylim=(0, top))
+right.set(
+    xlabel="first-order margin M(x)",
+    ylabel="distance walked by DeepFool",
+    title="Correctly classified",
+    xlim=(0, top),
+    ylim=(0, top),
+)
 right.legend(fontsize=8)
 chapter.show(
     fig,
@@ -1176,10 +1241,8 @@ chapter.claim(
     "C10",
     noise=[noised[0.1, m]["margin"] / plain[m]["margin"] for m in image_seeds],
     regulariser=[penalised[0.1, m]["margin"] / plain[m]["margin"] for m in image_seeds],
-    control={
-        role: [twins[m]["margin"] / plain[m]["margin"] for m in image_seeds] for role in ("noise", "regulariser")
-    },
-);  # fmt: skip
+    control={role: [twins[m]["margin"] / plain[m]["margin"] for m in image_seeds] for role in ("noise", "regulariser")},
+)
 
 # %% [markdown]
 # ### Calibration and generalisation
@@ -1207,11 +1270,18 @@ def selected(key, m, role):
 
 fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.4))
 for axis, (key, label) in zip(
-    axes, (("ece report", "expected calibration error"), ("loss report", "test loss (nats)"), ("accuracy", "test accuracy"))
+    axes,
+    (
+        ("ece report", "expected calibration error"),
+        ("loss report", "test loss (nats)"),
+        ("accuracy", "test accuracy"),
+    ),
 ):
     for role, scores, arms in (("noise", noised, noise_grid[1:]), ("regulariser", penalised, penalty_grid)):
         values = torch.tensor([[scores[v, m][key] for m in image_seeds] for v in arms])
-        axis.errorbar(arms, values.mean(1), values.std(1), color=COLOURS[role], marker="o", capsize=3, label=NAMES[role])
+        axis.errorbar(
+            arms, values.mean(1), values.std(1), color=COLOURS[role], marker="o", capsize=3, label=NAMES[role]
+        )
     base = torch.tensor([plain[m][key] for m in image_seeds])
     axis.axhline(base.mean(), color=COLOURS["baseline"], ls="--", label=NAMES["baseline"])
     axis.axhspan(base.mean() - base.std(), base.mean() + base.std(), color=COLOURS["baseline"], alpha=0.15, lw=0)
@@ -1237,10 +1307,29 @@ for axis, v in zip(axes, (0.0, middle, noise_grid[-1])):
     accuracy = torch.stack([row.weight * row.accuracy for row in rows]).sum(0) / share
     confidence = torch.stack([row.weight * row.confidence for row in rows]).sum(0) / share
     filled = weight > 0
-    axis.bar(confidence[filled], accuracy[filled], width=0.055, color=COLOURS["noise"], alpha=0.85, label="accuracy")
-    axis.plot(confidence[filled], weight[filled], color=COLOURS["highlight"], marker=".", lw=1.2, label="share of images")
+    axis.bar(
+        confidence[filled],
+        accuracy[filled],
+        width=0.055,
+        color=COLOURS["noise"],
+        alpha=0.85,
+        label="accuracy",
+    )
+    axis.plot(
+        confidence[filled],
+        weight[filled],
+        color=COLOURS["highlight"],
+        marker=".",
+        lw=1.2,
+        label="share of images",
+    )
     axis.plot((0, 1), (0, 1), color="black", lw=0.8)
-    axis.set(title=f"σ² = {v:g}, ECE {sum(r.ece for r in rows) / len(rows):.3f}", xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.02))
+    axis.set(
+        title=f"σ² = {v:g}, ECE {sum(r.ece for r in rows) / len(rows):.3f}",
+        xlabel="confidence",
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+    )
 axes[0].set_ylabel("accuracy")
 axes[0].legend(fontsize=8, loc="upper left")
 chapter.show(
@@ -1270,10 +1359,11 @@ chapter.claim(
     right=(ece[:, -1] / best_ece).tolist(),
     tilt=tilt,
     control=dict(
-        left=(ece[:, 0] / flat_twin).tolist(), right=(ece[:, 0].roll(1) / flat_twin).tolist(),
+        left=(ece[:, 0] / flat_twin).tolist(),
+        right=(ece[:, 0].roll(1) / flat_twin).tolist(),
         tilt=[float((r.weight * (r.confidence - r.accuracy)).sum()) for r in (twins[m]["bins"] for m in image_seeds)],
     ),
-);  # fmt: skip
+)
 
 # %% [markdown]
 # ### Regression tables
@@ -1282,7 +1372,7 @@ chapter.claim(
 # with their published splits as replicates. A fifth of each training split chooses the variance; the test split decides.
 
 # %%
-table_grid = (0.0, 0.001, 0.01, 0.03, 0.1)
+table_grid = (0.0, 0.001, 0.01, 0.1)
 folds = list(range(s.folds))
 
 
@@ -1294,12 +1384,22 @@ def table_scores(name, penalty=False):
         order = torch.randperm(len(rows), generator=generator(seed, "tables", name, fold)).to(device)
         cut = len(rows) * 4 // 5
         tested = chapter.load(name, "test", fallback="diabetes", fold=fold)
-        parts.append((rows.x[order[:cut]], rows.y[order[:cut]], rows.x[order[cut:]], rows.y[order[cut:]], tested.x, tested.y))
+        parts.append(
+            (
+                rows.x[order[:cut]],
+                rows.y[order[:cut]],
+                rows.x[order[cut:]],
+                rows.y[order[cut:]],
+                tested.x,
+                tested.y,
+            )
+        )
     # the same initial weights and batches for every variance; the second unregularised set has weights of its own
     arms = [(v, fold, "init") for v in table_grid for fold in folds] + [(0.0, fold, "twin") for fold in folds]
     width = parts[0][0].shape[1]
     nets = [
-        NoisyMLP((width, 64, 64, 1), "elu", generator=generator(seed, "tables", purpose, fold)) for _, fold, purpose in arms
+        NoisyMLP((width, 64, 64, 1), "elu", generator=generator(seed, "tables", purpose, fold))
+        for _, fold, purpose in arms
     ]
     trained = fit(
         Ensemble(nets).to(device), (regularised_loss if penalty else noised_loss)(SquaredError),
@@ -1317,7 +1417,12 @@ def table_scores(name, penalty=False):
     errors = errors.view(len(table_grid) + 1, len(folds), 2)
     best = errors[1:-1, :, 0].argmin(0)  # among the variances
     report = errors[1:-1, :, 1].gather(0, best[None])[0]
-    return {"plain": errors[0, :, 1], "best": report, "twin": errors[-1, :, 1], "variance": [table_grid[1 + b] for b in best]}
+    return {
+        "plain": errors[0, :, 1],
+        "best": report,
+        "twin": errors[-1, :, 1],
+        "variance": [table_grid[1 + b] for b in best],
+    }
 
 
 by_table = {(name, penalty): table_scores(name, penalty) for name in tables for penalty in (False, True)}
@@ -1342,7 +1447,7 @@ chapter.claim(
         table_1=table_twin[first_name],
         table_2=table_twin[last_name],
     ),
-);  # fmt: skip
+)
 
 # %% [markdown]
 # ### Other architectures
@@ -1361,17 +1466,23 @@ other_arms = [(v, m) for v in (0.0, 0.1) for m in few] + [(0.0, t) for t in twin
 relative = {key: [] for key in ("loss", "margin", "calibration")}
 twin_relative = {key: [] for key in relative}
 named = (("loss", "loss report"), ("margin", "margin"), ("calibration", "ece report"))
+
+
 for name, build in architectures.items():
-    steps = s.conv_steps if name.startswith("conv") else s.steps
+    steps = s.conv_steps if name.startswith("conv") else s.steps // 2
     scores = measure(fit_images(build, other_arms, steps=steps, records=1).module, other_arms)
     for m, t in zip(few, twin_seeds):
         for key, score in named:
             relative[key].append(scores[0.1, m][score] / scores[0.0, m][score])
             twin_relative[key].append(scores[0.0, t][score] / scores[0.0, m][score])
-    print(name, "with noise / without:", {key: [round(v, 2) for v in values[-len(few) :]] for key, values in relative.items()})
+    print(
+        name,
+        "with noise / without:",
+        {key: [round(v, 2) for v in values[-len(few) :]] for key, values in relative.items()},
+    )
 
 # %% tags=["nbval-check-output"]
-chapter.claim("C12", **relative, control=twin_relative);  # fmt: skip
+chapter.claim("C12", **relative, control=twin_relative)
 
 # %% [markdown]
 # ### Curvature in the weights
@@ -1407,7 +1518,7 @@ def traces(ensemble, step):
 
 
 curve_arms = [(v, m) for v in (0.0, 0.1) for m in image_seeds] + [(0.0, t) for t in twin_seeds]
-options = dict(steps=s.curvature_steps, record=traces, records=6)
+options = dict(steps=s.curvature_steps, record=traces, records=5)
 curved_noise = fit_images(small, curve_arms, **options)
 curved_penalty = fit_images(small, [(0.1, m) for m in image_seeds], penalty=True, **options)
 log_trace = {
@@ -1442,7 +1553,8 @@ chapter.show(
 def trace_closeness(name, twin=False):
     rows = log_trace[name]
     return [
-        closeness(rows[0.0, t] if twin else rows["R", m], rows[0.1, m], rows[0.0, m]) for m, t in zip(image_seeds, twin_seeds)
+        closeness(rows[0.0, t] if twin else rows["R", m], rows[0.1, m], rows[0.0, m])
+        for m, t in zip(image_seeds, twin_seeds)
     ]
 
 
@@ -1451,7 +1563,7 @@ chapter.claim(
     closeness=trace_closeness("noised"),
     closeness_clean=trace_closeness("clean"),
     control=dict(closeness=trace_closeness("noised", twin=True)),
-);  # fmt: skip
+)
 
 # %% [markdown]
 # ## Beyond the paper
@@ -1493,7 +1605,7 @@ def rescaled(activation, a=20.0):
 
 
 # %% tags=["nbval-check-output"]
-chapter.claim("B2", **rescaled("relu"), control=rescaled("tanh"));  # fmt: skip
+chapter.claim("B2", **rescaled("relu"), control=rescaled("tanh"))
 
 # %% [markdown]
 # ### Deep linear networks, solved
@@ -1519,7 +1631,7 @@ single = NoisyMLP((6, 3), "linear", generator=generator(seed, "ridge", "init")).
 
 
 def penalised_loss(w):
-    net = lambda x, eps=None: functional_call(single, {"layers.0.weight": w.view(3, 6)}, (x, eps))  # noqa: E731
+    net = lambda x, eps=None: functional_call(single, {"layers.0.weight": w.view(3, 6)}, (x, eps))
     net.sites = single.sites
     return SquaredError.loss(net(x)[0], y).mean() + sigma_0**2 * layer_terms(net, x, SquaredError).sum()
 
@@ -1529,7 +1641,9 @@ newton = -torch.linalg.solve(torch.func.hessian(penalised_loss)(start), grad(pen
 
 
 def ridge_distance(penalty):
-    solution = torch.from_numpy(Ridge(alpha=penalty, fit_intercept=False, solver="cholesky").fit(x.numpy(), y.numpy()).coef_)
+    solution = torch.from_numpy(
+        Ridge(alpha=penalty, fit_intercept=False, solver="cholesky").fit(x.numpy(), y.numpy()).coef_
+    )
     return float((newton - solution).norm() / solution.norm())
 
 
@@ -1539,13 +1653,14 @@ chapter.claim(
     ratio=linear_ratio("linear"),
     ridge=ridge_distance(rows * sigma_0**2),
     control=dict(ratio=linear_ratio("tanh"), ridge=ridge_distance(rows * sigma_0**2 / 2)),
-);  # fmt: skip
+)
 
 # %% [markdown]
 # ### The missing term through training
 #
 # $K$ is residual times curvature, so it should fade as residuals shrink. We train a small tanh network on noiseless teacher outputs and on noisy ones and follow
 # $R$, $K$ and the measured change of the loss at $\sigma = 0.1$.
+
 
 # %%
 def follow(label_noise, steps=s.follow_steps):
@@ -1610,11 +1725,22 @@ if paper_scale is None:
         )
     )
 else:
-    display(Markdown(f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."))
+    display(
+        Markdown(
+            f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."
+        )
+    )
     fig, axis = plt.subplots()
     for role in ROLES:
         a = torch.tensor(paper_scale["series"][f"sine_amplitude_{role}"])
-        axis.errorbar(paper_scale["series"]["sine_frequencies"], a.mean(0), a.std(0), color=COLOURS[role], marker="o", label=NAMES[role])
+        axis.errorbar(
+            paper_scale["series"]["sine_frequencies"],
+            a.mean(0),
+            a.std(0),
+            color=COLOURS[role],
+            marker="o",
+            label=NAMES[role],
+        )
     axis.set(xlabel="frequency (cycles per unit)", ylabel="amplitude learnt")
     axis.legend()
     chapter.show(
@@ -1653,7 +1779,10 @@ def ratio_by_depth(activation, likelihood, sigma=0.3):
         ensemble = Ensemble(nets).requires_grad_(False)
         x = torch.randn(32, 16, generator=generator(seed, "depth", "x"))
         y = x.new_zeros(32, 5) if likelihood is SquaredError else torch.arange(32) % 5
-        eps = [sigma * torch.randn(50, *shape, generator=generator(seed, "depth", i)) for i, shape in enumerate(nets[0].sites(32))]
+        eps = [
+            sigma * torch.randn(50, *shape, generator=generator(seed, "depth", i))
+            for i, shape in enumerate(nets[0].sites(32))
+        ]
         r = sigma**2 * ensemble.call(lambda net: layer_terms(net, x, likelihood).sum())
         values.append(ensemble.call(lambda net: loss_change(net, x, y, likelihood, eps).mean()) / r)
     return torch.stack(values)  # [depths, networks]
@@ -1661,11 +1790,24 @@ def ratio_by_depth(activation, likelihood, sigma=0.3):
 
 fig, axis = plt.subplots(figsize=(7.2, 3.4))
 for (activation, likelihood, label), role in zip(
-    (("elu", CrossEntropy, "ELU, CE"), ("relu", CrossEntropy, "ReLU, CE"), ("tanh", SquaredError, "tanh, MSE"), ("relu", SquaredError, "ReLU, MSE")),
+    (
+        ("elu", CrossEntropy, "ELU, CE"),
+        ("relu", CrossEntropy, "ReLU, CE"),
+        ("tanh", SquaredError, "tanh, MSE"),
+        ("relu", SquaredError, "ReLU, MSE"),
+    ),
     ("noise", "regulariser", "theory", "control"),
 ):
     values = ratio_by_depth(activation, likelihood)
-    axis.errorbar(depths, values.mean(1), values.std(1) / 8**0.5, color=COLOURS[role], marker="o", capsize=3, label=label)
+    axis.errorbar(
+        depths,
+        values.mean(1),
+        values.std(1) / 8**0.5,
+        color=COLOURS[role],
+        marker="o",
+        capsize=3,
+        label=label,
+    )
 axis.axhline(1, color="black", lw=1)
 axis.set(xlabel="depth (weight matrices)", ylabel="E ΔL / R at σ = 0.3", ylim=(0, None))
 axis.legend(ncols=2, fontsize=9)
@@ -1738,12 +1880,15 @@ torch.set_default_dtype(torch.float32)
 # The input's term is invariant under rescaling, so nothing pushes the layers apart: the ordering of {numref}`layer-norms` should go.
 
 # %%
-shorter = common | {"steps": s.sines["steps"] // 4}
+shorter = common | {"steps": s.sines["steps"] // 5}
 input_only = fit(
     sine_networks(1), noised_loss(SquaredError), batches, seed=sine_seeds, noise=site_noise(sine_networks(1).member(0)),
     hyper={"variance": torch.full((n, 1), 1e-4) * (1 - hidden_only)}, desc="sines: input only", **shorter,
 )  # fmt: skip
-print("layer norms, noise at the input only:", [round(float(v), 2) for v in input_only.metrics["norms"][-1].mean(0)])
+print(
+    "layer norms, noise at the input only:",
+    [round(float(v), 2) for v in input_only.metrics["norms"][-1].mean(0)],
+)
 
 # %% [markdown]
 # ````{solution-end}

@@ -22,7 +22,7 @@ def hessian_trace(
     }
 
     def quadratic(v: Parameters) -> Tensor:
-        _, product = jvp(grad(loss), (parameters,), (v,))
+        _, product = jvp(grad(loss), (parameters,), (v,))  # type: ignore[misc]
         return torch.stack([(v[name] * product[name]).sum() for name in v]).sum()
 
     return vmap(quadratic, chunk_size=16)(signs).mean()

@@ -11,13 +11,13 @@ Logits = Callable[[Tensor], Tensor]
 
 def _input_jacobian(logits: Logits, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits `[batch, classes]` and their input Jacobian `[batch, classes, pixels]`."""
-    out, pullback = vjp(logits, x)
+    out, pullback = vjp(logits, x)  # type: ignore[misc]
     rows = torch.eye(out.shape[-1]).to(out)[:, None].expand(-1, len(x), -1)
     return out, vmap(pullback)(rows)[0].movedim(0, 1).flatten(2)
 
 
 def _step(logits: Logits, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the signed distance to the nearest linearised boundary of `label` `[batch]` and the way there."""
+    """Return the signed distance to the nearest linearised boundary of `label` `[batch]`, and the way."""
     out, jacobian = _input_jacobian(logits, x)
     index = torch.arange(len(x), device=x.device)
     gap = out[index, label][:, None] - out  # f_y − f_j, [batch, classes]
@@ -40,8 +40,8 @@ def linear_margin(logits: Logits, x: Tensor, y: Tensor) -> Tensor:
 def deepfool_radius(logits: Logits, x: Tensor, *, steps: int = 20, overshoot: float = 1e-3) -> Tensor:
     """Return an upper bound on the distance to the decision boundary, `[batch]`, NaN where none was crossed.
 
-    DeepFool (Moosavi-Dezfooli et al. 2016): walk to the nearest linearised boundary until the label changes, then
-    bisect the straight way there.
+    DeepFool (Moosavi-Dezfooli et al. 2016): walk to the nearest linearised boundary until the label changes,
+    then bisect the straight way there.
     """
     label = logits(x).argmax(-1)
     moved, crossed = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)

@@ -1,8 +1,8 @@
 """What noise in the activations does to the loss, order by order (Camuto et al. 2020, Theorem 1, completed).
 
 Averaged over symmetric noise, E[ΔL] = R + K + O(σ⁴) for smooth activations. R is `layer_terms` of the model
-file; K = ½ Σ_k σ_k² E[Σ_i (∂L/∂f_i) Δ_{h_k} f_i], residual times curvature, is of the same order, and R + K is
-half the noise-weighted trace of the loss Hessian in the activations.
+file; K = ½ Σ_k σ_k² E[Σ_i (∂L/∂f_i) Δ_{h_k} f_i], residual times curvature, is of the same order. Together they
+are half the noise-weighted trace of the loss Hessian in the activations.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def second_order_terms(
     gradient = grad(lambda eps: likelihood.loss(model(x, eps)[0], y).sum())
 
     def quadratic(direction: list[Tensor]) -> Tensor:
-        _, product = jvp(gradient, (zeros,), (direction,))
+        product: Any = jvp(gradient, (zeros,), (direction,))[1]
         return torch.stack([(v * hv).sum() for v, hv in zip(direction, product, strict=True)])
 
     if probes is not None:
@@ -49,9 +49,10 @@ def second_order_terms(
 def loss_change(
     model: Any, x: Tensor, y: Tensor, likelihood: Likelihood, eps: Sequence[Tensor], *, chunk: int = 1024
 ) -> Tensor:
-    """Return ½[L(ε) + L(−ε)] − L(0) for each draw, `[draws]`, with L the batch mean and `eps` `[draws, *site]`.
+    """Return ½[L(ε) + L(−ε)] − L(0) for each draw, `[draws]`, with L the mean over the batch.
 
-    `eps` is already scaled. The antithetic pair removes every odd order exactly and leaves the mean as it is.
+    `eps` is scaled noise, `[draws, *site]`. The antithetic pair removes every odd order exactly and leaves the
+    mean as it is.
     """
     clean = likelihood.loss(model(x)[0], y).mean()
 
@@ -63,9 +64,7 @@ def loss_change(
     return vmap(pair, chunk_size=chunk)(list(eps))
 
 
-def quadratic_change(
-    model: Any, x: Tensor, y: Tensor, likelihood: Likelihood, eps: Sequence[Tensor]
-) -> Tensor:
+def quadratic_change(model: Any, x: Tensor, y: Tensor, likelihood: Likelihood, eps: Sequence[Tensor]) -> Tensor:
     """Return ½ εᵀ(∂²L/∂ε²)ε for each draw, `[draws]`: all of `loss_change` at second order, with mean R + K.
 
     As a control variate it leaves only the fourth order to Monte Carlo.
@@ -81,9 +80,7 @@ def quadratic_change(
     return vmap(second, chunk_size=1024)(list(eps))
 
 
-def taylor_terms(
-    model: Any, x: Tensor, y: Tensor, likelihood: Likelihood, eps: Sequence[Tensor]
-) -> dict[str, Tensor]:
+def taylor_terms(model: Any, x: Tensor, y: Tensor, likelihood: Likelihood, eps: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return the terms G, C, H of the loss change and the change itself, each `[draws]`, batch means.
 
     `eps` holds scaled noise `[draws, *site]`. G = Σ_k ⟨g, J_k ε_k⟩, C = ½ Σ_k ε_kᵀ J_kᵀ H J_k ε_k (mean R),
@@ -97,10 +94,7 @@ def taylor_terms(
     root = vmap(lambda v: likelihood.factor(outputs, v))(rows)  # [d_L (column), batch, d_L]
     # images of the injections at the output: J_k ε_k, [draws, layers, batch, d_L]
     images = torch.stack(
-        [
-            torch.einsum("bof,nbf->nbo", j.flatten(2), e.flatten(2))
-            for j, e in zip(jacobians, eps, strict=True)
-        ],
+        [torch.einsum("bof,nbf->nbo", j.flatten(2), e.flatten(2)) for j, e in zip(jacobians, eps, strict=True)],
         1,
     )
     whitened = torch.einsum("cbo,nlbo->nlbc", root, images)  # Sᵀ J_k ε_k

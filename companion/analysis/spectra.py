@@ -19,8 +19,8 @@ def amplitudes(values: Tensor, frequencies: Tensor) -> Tensor:
 def fourier_integrand(values: Tensor, density: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
     """Return ω `[n]` and the integrand (2π)^{−1/2} G(ω) conj((G∗P)(ω)), complex `[n]`, sorted by frequency.
 
-    F and P are unitary transforms of f and of the density p, and G(ω) = ω F(ω). The integral of the real part is
-    ∫ p f'² (Plancherel); with the modulus inside the integral, as printed, it is an upper bound.
+    F and P are unitary transforms of f and of the density p, and G(ω) = ω F(ω). The integral of the real part
+    is ∫ p f'² (Plancherel); with the modulus inside the integral, as printed, it is an upper bound.
     """
     n = values.shape[-1]
     omega = _omega(n, spacing).to(values)

@@ -31,9 +31,7 @@ class Chapter:
         self._series: dict[str, Any] = {}
         # Read before anything is computed: the source may be edited while the chapter runs.
         known = paths.notebook(name).is_file()  # not where only the package and one notebook are (Colab)
-        self._source = provenance.commit() | {
-            "digest": provenance.digest(name, profile) if known else "unknown"
-        }
+        self._source = provenance.commit() | {"digest": provenance.digest(name, profile) if known else "unknown"}
         self._set_up()
 
     def _set_up(self) -> None:
@@ -46,9 +44,7 @@ class Chapter:
         torch.set_float32_matmul_precision("high" if cuda else "highest")  # "high" allows TF32
         figures.style()
 
-    def settings(
-        self, *, smoke: Mapping[str, Any], cpu: Mapping[str, Any], gpu: Mapping[str, Any]
-    ) -> SimpleNamespace:
+    def settings(self, *, smoke: Mapping[str, Any], cpu: Mapping[str, Any], gpu: Mapping[str, Any]) -> SimpleNamespace:
         """Return this profile's settings; raises CompanionError unless all three name the same things."""
         columns = {"smoke": smoke, "cpu": cpu, "gpu": gpu}
         every = set().union(*columns.values())
@@ -59,9 +55,7 @@ class Chapter:
         self._parameters = provenance.plain(chosen)
         return SimpleNamespace(**chosen)
 
-    def load(
-        self, name: str, split: str = "train", *, fallback: str | None = None, **options: Any
-    ) -> data.Dataset:
+    def load(self, name: str, split: str = "train", *, fallback: str | None = None, **options: Any) -> data.Dataset:
         """Load a data set onto the chapter's device and put its card into the provenance.
 
         At smoke only embedded sets are read: `fallback` takes the place of any other. A stand-in is announced
@@ -70,9 +64,7 @@ class Chapter:
         wanted = name
         if self.profile.name == "smoke" and data.status(name) != "embedded":
             if fallback is None:
-                raise CompanionError(
-                    f"smoke reads embedded data only: give {name} a fallback, or name another set"
-                )
+                raise CompanionError(f"smoke reads embedded data only: give {name} a fallback, or name another set")
             name, fallback = fallback, None
         found = data.load(name, split, fallback=fallback, device=self.device, **options)
         card = provenance.data_card(found.card, split)
@@ -90,22 +82,17 @@ class Chapter:
         folder = paths.figures_dir(self.name, self.profile.name)
         figures.show(figure, folder, name, alt=alt, caption=caption, answers=answers)
 
-    def claim(
-        self, claim_id: str, /, *, control: Mapping[str, Any] | None = None, **measures: Any
-    ) -> ledger.Entry:
-        """Judge a claim by its measured values (a number or one per seed), print the verdict, return it all.
+    def claim(self, claim_id: str, /, *, control: Mapping[str, Any] | None = None, **measures: Any) -> None:
+        """Judge a claim by its measured values (a number or one per seed), print the verdict.
 
         `control` holds the values of the wrong twin, which must fail. LedgerError: see `ledger.evaluate`.
         """
         if claim_id not in self.claims:
             raise LedgerError(f"no claim {claim_id} in {self.name}: the file has {', '.join(self.claims)}")
         loaded = [(card["name"], card["stands_in_for"]) for card in self._cards.values()]
-        entry = ledger.evaluate(
-            self.claims[claim_id], measures, control, profile=self.profile.name, loaded=loaded
-        )
+        entry = ledger.evaluate(self.claims[claim_id], measures, control, profile=self.profile.name, loaded=loaded)
         self._entries[claim_id] = entry
         print(entry["verdict"])
-        return entry
 
     def keep(self, **series: Any) -> None:
         """Keep numbers that no rule judges (a curve, a table) in the results, for `recorded` to redraw."""
@@ -119,9 +106,7 @@ class Chapter:
     def entries(self) -> list[ledger.Entry]:
         """Return the computed entries in the order of the claims file; LedgerError if one is missing."""
         if lacking := [i for i, c in self.claims.items() if not c.not_attempted and i not in self._entries]:
-            raise LedgerError(
-                f"{self.name}: no computed status for {', '.join(lacking)}: call chapter.claim for each"
-            )
+            raise LedgerError(f"{self.name}: no computed status for {', '.join(lacking)}: call chapter.claim for each")
         return [
             ledger.not_attempted(claim) if claim.not_attempted else self._entries[claim_id]
             for claim_id, claim in self.claims.items()

@@ -47,11 +47,7 @@ class Condition(_Strict):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        forms = [
-            form
-            for form in ("within", *SYMBOLS, "decreasing", "increasing")
-            if getattr(self, form) is not None
-        ]
+        forms = [form for form in ("within", *SYMBOLS, "decreasing", "increasing") if getattr(self, form) is not None]
         if len(forms) != 1:
             raise ValueError(f"a condition needs exactly one form, not {forms or 'none'}")
         if (self.order is None) != (self.measure is not None):
@@ -159,9 +155,7 @@ def load(chapter: str) -> Claims:
     file = paths.claims_file(chapter)
     if not file.is_file():
         known = ", ".join(sorted(p.stem for p in file.parent.glob("*.yml"))) or "none"
-        raise LedgerError(
-            f"no claims for chapter {chapter!r}: expected {file}; chapters with claims: {known}"
-        )
+        raise LedgerError(f"no claims for chapter {chapter!r}: expected {file}; chapters with claims: {known}")
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -171,7 +165,5 @@ def load(chapter: str) -> Claims:
     except ValidationError as error:
         raise LedgerError(f"{file.name}: {'; '.join(_problems(error, tree))}") from error
     if claims.chapter != chapter:
-        raise LedgerError(
-            f"{file.name}: chapter is {claims.chapter!r}, but the file is named for {chapter!r}"
-        )
+        raise LedgerError(f"{file.name}: chapter is {claims.chapter!r}, but the file is named for {chapter!r}")
     return claims

@@ -42,9 +42,7 @@ def examine() -> Iterator[tuple[str, str]]:
 def _cuda() -> str:
     if not torch.cuda.is_available():
         return "no CUDA device"
-    return (
-        f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
-    )
+    return f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
 
 
 def _cores() -> int:

@@ -63,19 +63,14 @@ def style() -> None:
 def check_words(name: str, alt: str, caption: str) -> None:
     """Raise ValueError unless the name can be an anchor, the caption is a sentence and the alt text long."""
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise ValueError(
-            f"figure {name!r}: use lower-case letters, digits and hyphens, since links point to it"
-        )
+        raise ValueError(f"figure {name!r}: use lower-case letters, digits and hyphens, since links point to it")
     alt, caption = alt.strip(), caption.strip()
     if len(alt) < _ALT_AT_LEAST:
         raise ValueError(
-            f"figure {name}: alt text has {len(alt)} characters; describe the picture in at least "
-            f"{_ALT_AT_LEAST}"
+            f"figure {name}: alt text has {len(alt)} characters; describe the picture in at least {_ALT_AT_LEAST}"
         )
     if alt.rstrip(".").lower() == caption.rstrip(".").lower():
-        raise ValueError(
-            f"figure {name}: alt text describes the picture, the caption states the finding; they differ"
-        )
+        raise ValueError(f"figure {name}: alt text describes the picture, the caption states the finding; they differ")
     if len(caption.split()) < 4 or caption[0].islower() or caption[-1] not in ".!?":
         raise ValueError(f"figure {name}: the caption {caption!r} is not a sentence that states the finding")
 
@@ -83,15 +78,11 @@ def check_words(name: str, alt: str, caption: str) -> None:
 def png(figure: Figure) -> bytes:
     """Return the figure as PNG at twice the display resolution, the same bytes each time."""
     buffer = BytesIO()
-    figure.savefig(
-        buffer, format="png", dpi=2 * _DPI, metadata={"Software": None}
-    )  # names the library's version
+    figure.savefig(buffer, format="png", dpi=2 * _DPI, metadata={"Software": None})  # names the library's version
     return buffer.getvalue()
 
 
-def show(
-    figure: Figure, folder: Path, name: str, *, alt: str, caption: str, answers: str | None = None
-) -> Path:
+def show(figure: Figure, folder: Path, name: str, *, alt: str, caption: str, answers: str | None = None) -> Path:
     """Save the figure as `folder/name.png`, display it with its words as output metadata, and close it.
 
     `answers` names the figure of the paper that this one answers to. ValueError for missing or lazy words.
@@ -101,7 +92,5 @@ def show(
     pyplot.close(figure)  # or the inline backend would draw it a second time
     paths.write_atomic(file, content)
     words = {"name": name, "alt": alt.strip(), "caption": caption.strip(), "answers": answers}
-    display(
-        Image(content, format="png", retina=True, alt=words["alt"]), metadata={"companion": {"figure": words}}
-    )
+    display(Image(content, format="png", retina=True, alt=words["alt"]), metadata={"companion": {"figure": words}})
     return file

@@ -44,9 +44,7 @@ class Measure:
         try:
             values = torch.as_tensor(value, dtype=torch.float64).detach().flatten().tolist()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise LedgerError(
-                f"measure {name}: expected a number or one per seed, found {value!r}"
-            ) from error
+            raise LedgerError(f"measure {name}: expected a number or one per seed, found {value!r}") from error
         if not values:
             raise LedgerError(f"measure {name} is empty: give a number or one per seed")
         return cls(tuple(values))
@@ -166,9 +164,7 @@ def passes(rule: Sequence[Condition], measures: Measures) -> bool:
 def _read(claim: Claim, given: Mapping[str, Any], expected: set[str], what: str) -> dict[str, Measure]:
     if unknown := sorted(set(given) - set(claim.measures)):
         declared = ", ".join(claim.measures)
-        raise LedgerError(
-            f"claim {claim.id}: {what} {', '.join(unknown)} undeclared; the file declares {declared}"
-        )
+        raise LedgerError(f"claim {claim.id}: {what} {', '.join(unknown)} undeclared; the file declares {declared}")
     if missing := sorted(expected - set(given)):
         raise LedgerError(f"claim {claim.id}: {what} {', '.join(missing)} missing")
     return {name: Measure.of(name, given[name]) for name in claim.measures if name in given}
@@ -177,14 +173,10 @@ def _read(claim: Claim, given: Mapping[str, Any], expected: set[str], what: str)
 def _control(claim: Claim, given: Mapping[str, Any] | None) -> Entry:
     """Judge the wrong twin; raises LedgerError where its values are missing or show nothing."""
     if given is None:
-        raise LedgerError(
-            f"claim {claim.id}: give control=dict(...), the values of the wrong twin: {claim.control}"
-        )
+        raise LedgerError(f"claim {claim.id}: give control=dict(...), the values of the wrong twin: {claim.control}")
     measures = _read(claim, given, claim.ruled(), "control")
     if bad := [name for name, measure in measures.items() if not measure.finite]:
-        raise LedgerError(
-            f"claim {claim.id}: control {', '.join(bad)} not finite, so its failing shows nothing"
-        )
+        raise LedgerError(f"claim {claim.id}: control {', '.join(bad)} not finite, so its failing shows nothing")
     return {
         "what": claim.control,
         "measured": {name: m.json(claim.measures[name]) for name, m in measures.items()},
@@ -221,9 +213,7 @@ def evaluate(
         status = f"needs {claim.profile if claim.profile != 'smoke' else 'cpu'}"
         notes.extend(stand_ins)
     elif claim.data and not any(used in claim.data for used, _ in loaded):
-        raise LedgerError(
-            f"claim {claim.id} rests on {' or '.join(claim.data)}, which the chapter has not loaded"
-        )
+        raise LedgerError(f"claim {claim.id} rests on {' or '.join(claim.data)}, which the chapter has not loaded")
     else:
         judged = _control(claim, control)
         if passes(claim.rule, measures):
@@ -273,9 +263,7 @@ def _verdict(entry: Entry) -> str:
         parts.append("rule: " + ", ".join(entry["rule"]))
     if entry["control"]:
         parts.append(
-            "control PASSES, so the rule does not bite"
-            if entry["control"]["passes"]
-            else "control fails as it must"
+            "control PASSES, so the rule does not bite" if entry["control"]["passes"] else "control fails as it must"
         )
     if entry["note"]:
         parts.append(entry["note"])

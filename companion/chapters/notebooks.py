@@ -87,9 +87,7 @@ def _read_pair(path: Path) -> NotebookNode:
     except FileNotFoundError as error:
         raise CompanionError(f"no {_shown(path)}: write it with `companion pair`") from error
     except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
-        raise CompanionError(
-            f"{_shown(path)} is no notebook ({error}): mend it with `companion pair`"
-        ) from error
+        raise CompanionError(f"{_shown(path)} is no notebook ({error}): mend it with `companion pair`") from error
 
 
 def check_pairs() -> list[str]:

@@ -68,9 +68,7 @@ def _continued(cell: NotebookNode) -> NotebookNode:
 
 def _figure(figure: dict[str, str], where: str) -> dict[str, Any]:
     if not figure.get("alt", "").strip():
-        raise CompanionError(
-            f"{where}: a figure without alt text; draw it with chapter.show(fig, name, alt=..., ...)"
-        )
+        raise CompanionError(f"{where}: a figure without alt text; draw it with chapter.show(fig, name, alt=..., ...)")
     caption = figure["caption"]
     if figure.get("answers"):
         caption += f" *Answers to {figure['answers']} of the paper.*"

@@ -19,9 +19,7 @@ def recheck(names: Sequence[str], profile: str = "smoke") -> list[str]:
     for chapter in runner.chosen(names):
         executed = paths.executed_file(chapter, profile)
         if not executed.is_file():
-            problems.append(
-                f"{chapter} has no executed copy: run `companion run {chapter} --profile {profile}`"
-            )
+            problems.append(f"{chapter} has no executed copy: run `companion run {chapter} --profile {profile}`")
             continue
         with tempfile.TemporaryDirectory() as name:
             results, figures = Path(name) / "results", Path(name) / "figures"

@@ -69,9 +69,7 @@ def record(chapter: str, profile: str) -> Path:
     if unknown := [c["id"] for c in result["claims"] if c["status"] not in STATUSES]:
         raise LedgerError(f"{chapter}: no valid status for {', '.join(unknown)}: {again}")
     if toothless := [c["id"] for c in result["claims"] if c["control"] and c["control"]["passes"]]:
-        raise LedgerError(
-            f"{chapter}: the control of {', '.join(toothless)} passes: mend the rule before recording"
-        )
+        raise LedgerError(f"{chapter}: the control of {', '.join(toothless)} passes: mend the rule before recording")
     file = paths.recorded_file(chapter, profile)
     merged = result | {"provenance": result["provenance"] | {"minutes": note["minutes"]}}
     paths.write_atomic(file, dumps(merged))

@@ -26,9 +26,7 @@ from companion.errors import CompanionError
 
 _CELLS = re.compile(rb"(\d+)/(\d+) \[")  # papermill's progress bar, on its standard error
 # jsonschema would compile a grammar that nobody here uses, for three seconds (as in companion.chapters).
-_PAPERMILL = (
-    "import sys; sys.modules['rfc3987_syntax'] = None; from papermill.cli import papermill; papermill()"
-)
+_PAPERMILL = "import sys; sys.modules['rfc3987_syntax'] = None; from papermill.cli import papermill; papermill()"
 _KILL_AFTER = 10.0  # seconds between asking a run to stop and stopping it
 
 
@@ -81,9 +79,7 @@ def chosen(names: Sequence[str]) -> list[str]:
     """
     known = paths.chapters()
     if not known:
-        raise CompanionError(
-            f"no chapters in {paths.root() / 'notebooks'}: run this inside the book's folder"
-        )
+        raise CompanionError(f"no chapters in {paths.root() / 'notebooks'}: run this inside the book's folder")
     found = []
     for name in names or known:
         matches = [k for k in known if k.startswith(name)]
@@ -149,9 +145,7 @@ def _job(name: str, profile: str, parameters: Mapping[str, Any]) -> _Job:
             continue
         if type(value) is not type(free[key]):
             kind = type(free[key]).__name__
-            raise CompanionError(
-                f"{name}: parameter {key}={value!r} should be of type {kind}, like {free[key]!r}"
-            )
+            raise CompanionError(f"{name}: parameter {key}={value!r} should be of type {kind}, like {free[key]!r}")
     given = {**parameters, "profile": profile}
     # A chapter may redraw what the GPU found, so a new recorded file makes a new page.
     recorded = paths.recorded_file(name, "gpu")
@@ -202,9 +196,7 @@ def _run_one(job: _Job, progress: Progress, stop: threading.Event) -> Outcome:
     bar = progress.add_task(job.chapter, total=None)
     try:
         folder.mkdir(parents=True)
-        code, log = _papermill(
-            job, folder, stop, lambda n, total: progress.update(bar, completed=n, total=total)
-        )
+        code, log = _papermill(job, folder, stop, lambda n, total: progress.update(bar, completed=n, total=total))
         seconds = time.monotonic() - start
         if code == 0:
             _publish(job, folder, seconds)

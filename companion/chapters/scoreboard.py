@@ -26,9 +26,7 @@ def title(chapter: str) -> str:
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    )
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def _minutes(value: object) -> str:
@@ -53,9 +51,7 @@ def table(prefix: str) -> str:
         origin = result["provenance"]
         numbers = results.counts(result).values()
         rows.append([link, profile, *numbers, origin["device"], _minutes(origin.get("minutes")), remarks])
-    return _table(
-        ["Chapter", "Profile", *(s.capitalize() for s in STATUSES), "Device", "Minutes", "Remarks"], rows
-    )
+    return _table(["Chapter", "Profile", *(s.capitalize() for s in STATUSES), "Device", "Minutes", "Remarks"], rows)
 
 
 def _claims_table(chapter: str) -> str:
@@ -126,11 +122,7 @@ def environment_page(profile: str) -> str:
         "## The chapters of this build",
         *[_environment(chapter, f"{profile} profile", result) for chapter, result in fresh if result],
         "## Recorded results",
-        *[
-            _environment(chapter, f"{p} profile, recorded", result)
-            for chapter, p, result in _recorded()
-            if result
-        ],
+        *[_environment(chapter, f"{p} profile, recorded", result) for chapter, p, result in _recorded() if result],
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -139,18 +131,14 @@ def chips(chapter: str, profile: str) -> str:
     """Return the HTML line under a chapter's title, from its last run at `profile`."""
     result = results.read(chapter, profile)
     if result is None:
-        raise CompanionError(
-            f"no {profile} results of {chapter}: run `companion run {chapter} --profile {profile}`"
-        )
+        raise CompanionError(f"no {profile} results of {chapter}: run `companion run {chapter} --profile {profile}`")
     note = results.run_note(chapter, profile) or {}
     chip = [("profile", f"profile {profile}"), ("device", result["provenance"]["device"])]
     if "minutes" in note:
         chip.append(("minutes", f"{_minutes(note['minutes'])} min"))
     chip += [(s.replace(" ", "-"), f"{n} {s}") for s, n in results.counts(result).items() if n]
     cards = result["provenance"]["data"]
-    instead = [
-        f"{card['name']} stands in for {card['stands_in_for']}" for card in cards if card["stands_in_for"]
-    ]
+    instead = [f"{card['name']} stands in for {card['stands_in_for']}" for card in cards if card["stands_in_for"]]
     chip += [("stand-in", text) for text in dict.fromkeys(instead)]  # once, however many splits were loaded
     spans = " ".join(f'<span class="chip chip-{kind}">{escape(text)}</span>' for kind, text in chip)
     return f'<p class="chips">{spans}</p>'
@@ -158,9 +146,7 @@ def chips(chapter: str, profile: str) -> str:
 
 def _held() -> tuple[int, int]:
     """Return how many claims hold and how many were judged, at each chapter's largest recorded profile."""
-    best = {
-        chapter: result for chapter, _, result in _recorded() if result
-    }  # the later profile is the larger
+    best = {chapter: result for chapter, _, result in _recorded() if result}  # the later profile is the larger
     totals = [results.counts(result) for result in best.values()]
     return (sum(t[s] for t in totals for s in _HELD), sum(t[s] for t in totals for s in _JUDGED))
 

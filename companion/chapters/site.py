@@ -11,9 +11,7 @@ from companion.chapters.stage import stage
 from companion.errors import CompanionError
 
 # This Python's jupyter-book, whatever PATH says, without the slow import that companion.chapters avoids too.
-_JUPYTER_BOOK = (
-    "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
-)
+_JUPYTER_BOOK = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
 
 
 def build(profile: str, clean: bool = False) -> str:

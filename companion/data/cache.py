@@ -132,9 +132,7 @@ def ensure(file: File, name: str) -> Path:
             f"{path} is corrupt: expected SHA-256 {file.sha256[:12]}…, found {_digest(file, path)[:24]}, and "
             f"no fresh copy could be had ({reason}); replace it or run `companion data fetch {name}`"
         )
-    remedy = (
-        f"or run `companion data fetch {name}` with a network" if file.mirrors else "there is no mirror of it"
-    )
+    remedy = f"or run `companion data fetch {name}` with a network" if file.mirrors else "there is no mirror of it"
     raise DataMissing(
         f"'{name}' needs {file.path}: not in {cache_dir()} and not to be had ({reason}); "
         f"place it there, set COMPANION_DATA to a folder that has it, {remedy}",

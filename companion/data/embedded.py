@@ -27,9 +27,7 @@ def read_digits(card: Card, split: str, _paths: Sequence[Path]) -> Dataset:
     orders = [stream.permutation(numpy.flatnonzero(y == digit)) for digit in range(10)]
     parts = [order[: len(order) // 5] if split == "test" else order[len(order) // 5 :] for order in orders]
     rows = numpy.sort(numpy.concatenate(parts))
-    return Dataset(
-        torch.from_numpy(x[rows] / 16).float().view(-1, 1, 8, 8), torch.from_numpy(y[rows]).long(), card
-    )
+    return Dataset(torch.from_numpy(x[rows] / 16).float().view(-1, 1, 8, 8), torch.from_numpy(y[rows]).long(), card)
 
 
 def read_diabetes(card: Card, split: str, _paths: Sequence[Path], *, fold: int = 0) -> Dataset:
@@ -62,15 +60,11 @@ def read_sinusoids(
     return Dataset(torch.from_numpy(t).float()[:, None], torch.from_numpy(y).float()[:, None], card)
 
 
-def read_sprites(
-    card: Card, split: str, _paths: Sequence[Path], *, n: int = 10_000, seed: int = 0
-) -> Dataset:
+def read_sprites(card: Card, split: str, _paths: Sequence[Path], *, n: int = 10_000, seed: int = 0) -> Dataset:
     """Draw `n` distinct sprites: x `[n, 1, 64, 64]`, y their factors `[n, 5]`; the splits share none."""
     grid = Sprites()
     if not 0 < n <= len(grid) // 2:
-        raise CompanionError(
-            f"'sprites' takes n from 1 to {len(grid) // 2} (Sprites draws any of the grid), not {n}"
-        )
+        raise CompanionError(f"'sprites' takes n from 1 to {len(grid) // 2} (Sprites draws any of the grid), not {n}")
     order = torch.randperm(len(grid), generator=generator(seed, "sprites", "subset"))
     factors = grid.factors(order[:n] if split == "train" else order[-n:])
     return Dataset(grid.render(factors), factors, card)

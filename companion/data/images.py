@@ -78,9 +78,7 @@ def read_svhn(card: Card, split: str, paths: Sequence[Path]) -> Dataset:
 
     stored = loadmat(next(path for path in paths if path.name.startswith(split)))
     x = torch.from_numpy(stored["X"]).permute(3, 2, 0, 1).contiguous()
-    return Dataset(
-        x, torch.from_numpy(stored["y"].astype(numpy.int64)).flatten() % 10, card
-    )  # zero is stored as 10
+    return Dataset(x, torch.from_numpy(stored["y"].astype(numpy.int64)).flatten() % 10, card)  # zero is stored as 10
 
 
 def _bytes(data: bytes) -> Tensor:
@@ -89,8 +87,7 @@ def _bytes(data: bytes) -> Tensor:
 
 def _files(folder: str, hashes: dict[str, str], *bases: str) -> tuple[File, ...]:
     return tuple(
-        File(folder + name, sha256, tuple(f"{base}/{name}" for base in bases))
-        for name, sha256 in hashes.items()
+        File(folder + name, sha256, tuple(f"{base}/{name}" for base in bases)) for name, sha256 in hashes.items()
     )
 
 
@@ -211,8 +208,7 @@ _CARDS = {
         title="SVHN (cropped digits)",
         source="http://ufldl.stanford.edu/housenumbers/",
         licence="non-commercial use only",
-        citation="Y. Netzer et al., Reading digits in natural images with unsupervised feature "
-        "learning, 2011",
+        citation="Y. Netzer et al., Reading digits in natural images with unsupervised feature learning, 2011",
         shape="73257 + 26032 images of 3 x 32 x 32, 10 classes",
         sha256=_hashes(_SVHN),
     ),

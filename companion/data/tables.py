@@ -90,9 +90,7 @@ def read_table(card: Card, split: str, paths: Sequence[Path], *, fold: int = 0) 
     return standardised(x, y, stored[f"train_{fold}"], stored[f"{split}_{fold}"], card)
 
 
-def _source(
-    name: str, folder: str, title: str, rows: int, features: int, folds: int, data: str, splits: str
-) -> Source:
+def _source(name: str, folder: str, title: str, rows: int, features: int, folds: int, data: str, splits: str) -> Source:
     mirrors = tuple(f"{base}/{folder}/data" for base in _BASES)
     files = (
         File(f"UCI/{folder}/data.txt.gz", data, mirrors, unpacked_digest, obtain_table),

@@ -11,7 +11,7 @@ at ε = 0. Everything below differentiates `model(x, eps)` with respect to `eps`
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +45,15 @@ class NoisyMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes, self.activation = tuple(sizes), activation
-        self.layers = nn.ModuleList(nn.Linear(inp, out, bias=bias) for inp, out in pairwise(sizes))
-        for layer in self.layers:
+        layers = [nn.Linear(inp, out, bias=bias) for inp, out in pairwise(sizes)]
+        for layer in layers:
             if bias:
                 for tensor in (layer.weight, layer.bias):
                     bound = layer.in_features**-0.5
                     nn.init.uniform_(tensor, -bound, bound, generator=generator)
             else:
                 nn.init.xavier_normal_(layer.weight, generator=generator)
+        self.layers = nn.ModuleList(layers)
 
     def sites(self, batch: int) -> list[tuple[int, ...]]:
         """Return the shapes `[batch, d_k]` of the injections k = 0 … L−1."""
@@ -76,9 +77,10 @@ class NoisyMLP(nn.Module):
         phi = ACTIVATIONS[self.activation]
         h, norms = x.flatten(1), []
         for layer in self.layers[:-1]:
-            h, slope = jvp(phi, (a := layer(h),), (torch.ones_like(a),))  # slope = φ'(a), [batch, d_k]
+            a = layer(h)
+            h, slope = jvp(phi, (a,), (torch.ones_like(a),))  # type: ignore[misc]  # slope = φ'(a), [batch, d_k]
             # ‖diag(φ') W‖_F² = Σ_i φ'_i² ‖W_i‖²
-            norms.append((slope.square() @ layer.weight.square().sum(1)).sqrt().mean())
+            norms.append((slope.square() @ cast(nn.Linear, layer).weight.square().sum(1)).sqrt().mean())
         return torch.stack(norms)
 
 
@@ -108,7 +110,7 @@ class NoisyConvNet(nn.Module):
         self.last = nn.Linear(channels[1] * (height // 4) * (width // 4), classes)
         for layer in (self.first, self.second, self.last):
             nn.init.xavier_normal_(layer.weight, generator=generator)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(cast(Tensor, layer.bias))
 
     def sites(self, batch: int) -> list[tuple[int, ...]]:
         """Return the shapes of the three injections: image and both feature maps."""
@@ -132,18 +134,16 @@ class NoisyConvNet(nn.Module):
 
 
 def site_noise(model: Any) -> Callable:
-    """Return `draw(generator, batch)`: unit normals for every injection site of `model`; scale them by σ_k."""
+    """Return `draw(generator, batch)`: unit normals for every injection site of `model`, to scale by σ_k."""
     return lambda generator, batch: [
-        torch.randn(shape, generator=generator, device=generator.device)
-        for shape in model.sites(len(batch[0]))
+        torch.randn(shape, generator=generator, device=generator.device) for shape in model.sites(len(batch[0]))
     ]
 
 
 def white_probe(outputs: int) -> Callable:
-    """Return `draw(generator, batch)`: random signs `[batch, d_L]`, white like a normal and exact for d_L = 1."""
+    """Return `draw(generator, batch)`: random signs `[batch, d_L]`, white, and exact where d_L = 1."""
     return lambda generator, batch: (
-        2.0 * torch.randint(0, 2, (len(batch[0]), outputs), generator=generator, device=generator.device)
-        - 1.0
+        2.0 * torch.randint(0, 2, (len(batch[0]), outputs), generator=generator, device=generator.device) - 1.0
     )
 
 
@@ -178,15 +178,21 @@ def regularised_loss(likelihood: Likelihood) -> Callable:
 # --- the regulariser ---
 
 
+def _pullback(model: Any, x: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """Return outputs `[batch, d_L]` and the map from a row vector u per example to J_kᵀ u for every site."""
+    outputs, pull, _ = vjp(lambda eps: model(x, eps), no_noise(model, x), has_aux=True)  # type: ignore[misc]
+    return outputs, lambda u: pull(u)[0]
+
+
 def output_jacobians(model: Any, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return outputs `[batch, d_L]` and J_k for every site, `[batch, d_L, *site]`.
 
     One vmapped backward pass per output row, all examples and layers at once: examples do not interact, so a
     row's vector-Jacobian product is that row of every example's Jacobian.
     """
-    outputs, pullback, _ = vjp(lambda eps: model(x, eps), no_noise(model, x), has_aux=True)
+    outputs, pullback = _pullback(model, x)
     rows = torch.eye(outputs.shape[-1]).to(outputs)[:, None].expand(-1, len(x), -1)  # [d_L, batch, d_L]
-    return outputs, [j.movedim(0, 1) for j in vmap(pullback)(rows)[0]]
+    return outputs, [j.movedim(0, 1) for j in vmap(pullback)(rows)]
 
 
 def _half_square(rows: Sequence[Tensor]) -> Tensor:
@@ -195,10 +201,10 @@ def _half_square(rows: Sequence[Tensor]) -> Tensor:
 
 def layer_terms(model: Any, x: Tensor, likelihood: Likelihood) -> Tensor:
     """Return E_batch[½ Tr(J_kᵀ H J_k)] for each k, `[L]`, exact; R = Σ_k σ_k² × these (paper, Theorem 1)."""
-    outputs, pullback, _ = vjp(lambda eps: model(x, eps), no_noise(model, x), has_aux=True)
+    outputs, pullback = _pullback(model, x)
     rows = torch.eye(outputs.shape[-1]).to(outputs)[:, None].expand(-1, len(x), -1)  # [d_L, batch, d_L]
     columns = vmap(lambda v: likelihood.factor(outputs, v))(rows)  # S e_c for every example
-    return _half_square(vmap(pullback)(columns)[0]) / len(x)
+    return _half_square(vmap(pullback)(columns)) / len(x)
 
 
 def probe_terms(model: Any, x: Tensor, likelihood: Likelihood, probe: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,5 +212,5 @@ def probe_terms(model: Any, x: Tensor, likelihood: Likelihood, probe: Tensor) ->
 
     One backward pass serves all layers: E‖J_kᵀ S v‖² = Tr(J_kᵀ H J_k). S stays attached to the graph.
     """
-    outputs, pullback, _ = vjp(lambda eps: model(x, eps), no_noise(model, x), has_aux=True)
-    return outputs, _half_square(pullback(likelihood.factor(outputs, probe))[0]) / len(x)
+    outputs, pullback = _pullback(model, x)
+    return outputs, _half_square(pullback(likelihood.factor(outputs, probe))) / len(x)

@@ -19,9 +19,7 @@ def atomic_write(path: Path, write: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise CompanionError(
-            f"cannot write {path}: {error.strerror}; choose a folder that can be written"
-        ) from None
+        raise CompanionError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from None
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -56,7 +54,5 @@ def load(path: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different class for each kind of damage
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CompanionError(
-            f"{path} is not a readable checkpoint ({reason}); remove it to start over"
-        ) from None
+        raise CompanionError(f"{path} is not a readable checkpoint ({reason}); remove it to start over") from None
     return state

@@ -72,9 +72,7 @@ class Ensemble(nn.Module):
     def member(self, index: int) -> nn.Module:
         """Return a copy of one member as an ordinary module. Raises CompanionError where there is none."""
         if not 0 <= index < len(self):
-            raise CompanionError(
-                f"member {index} of an ensemble of {len(self)}: count from 0 to {len(self) - 1}"
-            )
+            raise CompanionError(f"member {index} of an ensemble of {len(self)}: count from 0 to {len(self) - 1}")
         module = copy.deepcopy(self._host.module)
         slices: dict[int, Tensor] = {}
 
@@ -82,9 +80,7 @@ class Ensemble(nn.Module):
             if id(tensor) not in slices:
                 own = tensor.detach()[index].clone()
                 parameter = isinstance(tensor, nn.Parameter)
-                slices[id(tensor)] = (
-                    nn.Parameter(own, requires_grad=tensor.requires_grad) if parameter else own
-                )
+                slices[id(tensor)] = nn.Parameter(own, requires_grad=tensor.requires_grad) if parameter else own
             return slices[id(tensor)]
 
         _replace(module, pick)
@@ -126,12 +122,8 @@ def _check_layers(module: nn.Module) -> None:
 
 def _check_alike(first: nn.Module, other: nn.Module) -> None:
     parts, others = dict(first.named_modules()), dict(other.named_modules())
-    if {name: type(part) for name, part in parts.items()} != {
-        name: type(part) for name, part in others.items()
-    }:
-        raise CompanionError(
-            "the members of an Ensemble must have the same layers; train other architectures apart"
-        )
+    if {name: type(part) for name, part in parts.items()} != {name: type(part) for name, part in others.items()}:
+        raise CompanionError("the members of an Ensemble must have the same layers; train other architectures apart")
     for name, part in parts.items():
         mine, theirs = _settings(part), _settings(others[name])
         for key in mine.keys() | theirs.keys():
@@ -154,7 +146,5 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         elif hasattr(value, "__qualname__"):
             settings[name] = value.__qualname__
     for name, tensor in {**module._parameters, **module._buffers}.items():
-        settings[name] = (
-            tensor if tensor is None else (tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
-        )
+        settings[name] = tensor if tensor is None else (tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
     return settings

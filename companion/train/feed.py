@@ -37,16 +37,13 @@ class Feed:
     ) -> None:
         self.sources: list[Source] = list(batches) if isinstance(batches, Sequence) else [batches]
         if len(self.sources) not in {1, len(seeds)} or (not stacked and len(self.sources) != 1):
-            raise CompanionError(
-                f"{len(self.sources)} batches for {len(seeds)} members: pass one, or one per member"
-            )
+            raise CompanionError(f"{len(self.sources)} batches for {len(seeds)} members: pass one, or one per member")
         self.noise, self.stacked = noise, stacked
         self.generators = [generator(seed, "noise", device=device) for seed in seeds]
         first = self.sources[0]
         tensors = getattr(first, "tensors", None)
         same_data = tensors is not None and all(
-            [id(t) for t in getattr(source, "tensors", ())] == [id(t) for t in tensors]
-            for source in self.sources
+            [id(t) for t in getattr(source, "tensors", ())] == [id(t) for t in tensors] for source in self.sources
         )
         whole = all(getattr(source, "batch_size", 0) is None for source in self.sources)
         self.shared = all(source is first for source in self.sources) or (same_data and whole)
@@ -61,9 +58,7 @@ class Feed:
             return batch, self.noise(self.generators[0], batch)
         views = [batch if self.shared else tuple(t[k] for t in batch) for k in range(len(self.generators))]
         draws = [self.noise(one, view) for one, view in zip(self.generators, views, strict=True)]
-        return batch, tree_map(
-            lambda *leaves: torch.stack(leaves) if _is_tensor(leaves[0]) else leaves[0], *draws
-        )
+        return batch, tree_map(lambda *leaves: torch.stack(leaves) if _is_tensor(leaves[0]) else leaves[0], *draws)
 
     def _batch(self, step: int) -> tuple[Tensor, ...]:
         first: Any = self.sources[0]
@@ -72,12 +67,8 @@ class Feed:
             return batch
         if self._one_gather:
             chosen = torch.stack([source.indices(step) for source in self.sources])  # type: ignore[attr-defined]
-            return tuple(
-                t.index_select(0, chosen.flatten()).unflatten(0, chosen.shape) for t in first.tensors
-            )
-        return tuple(
-            torch.stack(tensors) for tensors in zip(*(s.batch(step) for s in self.sources), strict=True)
-        )
+            return tuple(t.index_select(0, chosen.flatten()).unflatten(0, chosen.shape) for t in first.tensors)
+        return tuple(torch.stack(tensors) for tensors in zip(*(s.batch(step) for s in self.sources), strict=True))
 
     def state(self) -> list[Tensor]:
         """Return the state of every noise generator."""

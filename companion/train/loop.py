@@ -80,9 +80,7 @@ def fit(
         "steps": steps,
         "seed": seeds,
         "optimiser": f"{type(run.descent).__name__} {sorted(run.descent.defaults.items())}",
-        "schedule": repr(
-            [schedule(step, steps) for step in (0, steps // 2, steps - 1)] if schedule else None
-        ),
+        "schedule": repr([schedule(step, steps) for step in (0, steps // 2, steps - 1)] if schedule else None),
         "clip": clip,
         "ema": ema,
         "record_every": record_every,
@@ -144,9 +142,7 @@ def fit(
 class _Run:
     """Everything that changes during a run, and so what a checkpoint holds."""
 
-    def __init__(
-        self, module: nn.Module, descent: torch.optim.Optimizer, ema: float | None, feed: Feed
-    ) -> None:
+    def __init__(self, module: nn.Module, descent: torch.optim.Optimizer, ema: float | None, feed: Feed) -> None:
         self.module, self.descent, self.feed, self.log = module, descent, feed, Log()
         self.average = copy.deepcopy(module) if ema is not None else None
         self._blend = get_ema_multi_avg_fn(ema) if ema is not None else None

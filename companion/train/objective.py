@@ -47,9 +47,7 @@ def objective(module: nn.Module, loss: Loss, *, shared: bool) -> Evaluate:
     return evaluate
 
 
-def optimiser_for(
-    module: nn.Module, build: Callable[..., torch.optim.Optimizer], lr: float
-) -> torch.optim.Optimizer:
+def optimiser_for(module: nn.Module, build: Callable[..., torch.optim.Optimizer], lr: float) -> torch.optim.Optimizer:
     """Build the optimiser; for an ensemble only one that treats each number alone, else CompanionError."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     built = build(parameters, lr=lr)

@@ -35,13 +35,9 @@ class Log:
         """Append a row. Raises CompanionError for a name used twice, or one that comes and goes."""
         names = ["loss", *metrics, *measured]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise CompanionError(
-                f"two measurements are called '{twice[0]}': rename one, in the loss or `record`"
-            )
+            raise CompanionError(f"two measurements are called '{twice[0]}': rename one, in the loss or `record`")
         if self.steps and (odd := sorted(set(names) ^ self._columns.keys())):
-            raise CompanionError(
-                f"'{odd[0]}' is measured at some records only: measure the same names each time"
-            )
+            raise CompanionError(f"'{odd[0]}' is measured at some records only: measure the same names each time")
         self.steps.append(step)
         for name, value in {"loss": loss, **metrics, **measured}.items():
             self._columns.setdefault(name, []).append(_kept(value))

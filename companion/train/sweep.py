@@ -78,9 +78,7 @@ def _dask(function: Run, configs: list[Row], files: Sequence[Path | None]) -> It
     try:
         import distributed
     except ImportError:
-        raise CompanionError(
-            "backend 'dask' needs dask.distributed: pip install 'companion[scale]'"
-        ) from None
+        raise CompanionError("backend 'dask' needs dask.distributed: pip install 'companion[scale]'") from None
     try:
         client = distributed.get_client()
     except ValueError:
@@ -115,9 +113,7 @@ def _read(path: Path, config: Row) -> Row:
         row: Row = kept["row"]
         known = kept["config"] == json.loads(json.dumps(config))
     except (ValueError, KeyError, TypeError):
-        raise CompanionError(
-            f"{path} is not a sweep result; remove it to run that configuration again"
-        ) from None
+        raise CompanionError(f"{path} is not a sweep result; remove it to run that configuration again") from None
     if not known:
         raise CompanionError(f"{path} holds another configuration; remove it to run this one")
     return row
@@ -132,6 +128,4 @@ def _json(value: Any, what: str) -> str:
     try:
         return json.dumps(value, sort_keys=True)
     except TypeError as error:
-        raise CompanionError(
-            f"JSON cannot hold {what} of the sweep ({error}); use numbers, strings, lists"
-        ) from None
+        raise CompanionError(f"JSON cannot hold {what} of the sweep ({error}); use numbers, strings, lists") from None

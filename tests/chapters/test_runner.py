@@ -169,9 +169,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(book: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_half_written(book: Path, how: signal.Signals) -> None:
     started = book / "started"
-    wait = (
-        f"open({str(started)!r}, 'w').write(str(os.getpid()))\nimport threading\nthreading.Event().wait()\n"
-    )
+    wait = f"open({str(started)!r}, 'w').write(str(os.getpid()))\nimport threading\nthreading.Event().wait()\n"
     _quick(book).write_text(f"{QUICK}\n# %%\n{wait}")
     command = [
         sys.executable,

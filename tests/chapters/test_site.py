@@ -67,9 +67,7 @@ def test_a_broken_cross_reference_fails_each_time_until_it_is_mended(executed_bo
 
 
 def test_a_page_that_needs_the_network_or_hides_a_picture_fails(executed_book: Path) -> None:
-    shutil.copy(
-        executed_book / "_build/figures/smoke/01_tiny/first-line.png", executed_book / "book" / "line.png"
-    )
+    shutil.copy(executed_book / "_build/figures/smoke/01_tiny/first-line.png", executed_book / "book" / "line.png")
     page = '<script src="https://cdn.example.org/x.js"></script>\n\n![](line.png)\n'
     (executed_book / "book" / "intro.md").write_text(f"# Tiny book\n\n{page}")
     with pytest.raises(CompanionError) as caught:
@@ -100,9 +98,7 @@ def test_scan(tmp_path: Path, text: str, problems: int) -> None:
 
 
 def test_scan_reads_style_sheets(tmp_path: Path) -> None:
-    (tmp_path / "a.css").write_text(
-        "a { background: url(data:image/svg+xml;xmlns=http://www.w3.org/2000/svg) }"
-    )
+    (tmp_path / "a.css").write_text("a { background: url(data:image/svg+xml;xmlns=http://www.w3.org/2000/svg) }")
     assert scan.scan(tmp_path) == []
     (tmp_path / "a.css").write_text('@font-face { src: url("https://a.org/f.woff2") }')
     assert len(scan.scan(tmp_path)) == 1

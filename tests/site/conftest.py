@@ -35,9 +35,7 @@ def smoke_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ran := ROOT / "_build" / name / "smoke").is_dir():
             shutil.copytree(ran, root / "_build" / name / "smoke")
     hidden = ("COMPANION_RESULTS", "COMPANION_FIGURES")
-    env = {key: value for key, value in os.environ.items() if key not in hidden} | {
-        "COMPANION_ROOT": str(root)
-    }
+    env = {key: value for key, value in os.environ.items() if key not in hidden} | {"COMPANION_ROOT": str(root)}
     for step in (["run"], ["build", "--clean"]):
         command = [sys.executable, "-c", "from companion.cli import app; app()", *step, "--profile", "smoke"]
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)

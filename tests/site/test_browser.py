@@ -126,9 +126,7 @@ def broken_links(folder: Path) -> list[str]:
             if parts.scheme or parts.netloc:
                 continue
             target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
-            fragment_missing = (
-                parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids
-            )
+            fragment_missing = parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids
             if not target.exists() or fragment_missing:
                 broken.append(f"{page.relative_to(folder.resolve())}: {link}")
     return broken
@@ -143,9 +141,7 @@ def browser() -> Iterator[Browser]:
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     with sync_playwright() as playwright:
         offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-        chromium = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu", offline]
-        )
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu", offline])
         yield chromium
         chromium.close()
 
@@ -193,9 +189,7 @@ def test_every_page_is_sound(context: BrowserContext, smoke_html: Path, address:
 
 @pytest.mark.parametrize("scheme", ["light"], indirect=True)
 def test_pages_open_from_the_disk(context: BrowserContext, smoke_html: Path) -> None:
-    assert not [
-        fault for name in _contents() for fault in faults(context, (smoke_html / f"{name}.html").as_uri())
-    ]
+    assert not [fault for name in _contents() for fault in faults(context, (smoke_html / f"{name}.html").as_uri())]
 
 
 def test_theme_follows_the_reader(context: BrowserContext, scheme: str, address: str) -> None:
@@ -220,9 +214,7 @@ def test_contents_lead_to_every_page(context: BrowserContext, address: str) -> N
     page.goto(f"{address}/index.html")
     page.wait_for_url(f"**/{_contents()[0]}.html")
     links = page.locator(".bd-sidebar-primary a.reference.internal, .bd-sidebar-primary li a")
-    names = {
-        urlsplit(str(link)).path.strip("/") for link in links.evaluate_all("links => links.map(a => a.href)")
-    }
+    names = {urlsplit(str(link)).path.strip("/") for link in links.evaluate_all("links => links.map(a => a.href)")}
     assert {f"{name}.html" for name in _contents()} <= names
     page.close()
 
@@ -233,9 +225,7 @@ def test_search(context: BrowserContext, address: str, word: str, hits: bool) ->
     page = context.new_page()
     page.goto(f"{address}/search.html?q={word}")
     page.locator(".search-summary", has_text=re.compile(r"\S")).wait_for()
-    page.wait_for_function(
-        "document.querySelector('.search-summary').textContent.match(/found|did not match/)"
-    )
+    page.wait_for_function("document.querySelector('.search-summary').textContent.match(/found|did not match/)")
     assert (page.locator("#search-results ul.search li").count() > 0) is hits
     page.close()
 
@@ -276,9 +266,7 @@ def test_checker_passes_a_good_page(context: BrowserContext, tmp_path: Path) -> 
 
 
 def test_checker_finds_broken_links(tmp_path: Path) -> None:
-    (tmp_path / "a.html").write_text(
-        '<a href="b.html">1</a><a href="#here">2</a><a href="c.html#no">3</a>', "utf-8"
-    )
+    (tmp_path / "a.html").write_text('<a href="b.html">1</a><a href="#here">2</a><a href="c.html#no">3</a>', "utf-8")
     (tmp_path / "c.html").write_text(
         '<p id="here"></p><a href="a.html">4</a><a href="https://example.org">5</a>', "utf-8"
     )

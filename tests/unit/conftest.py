@@ -102,7 +102,5 @@ def start(book: Path) -> Callable[..., Chapter]:
 def displayed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
     """What a chapter displays: (Markdown, companion metadata)."""
     found: list[tuple[str, dict]] = []
-    monkeypatch.setattr(
-        room, "display", lambda shown, metadata: found.append((shown.data, metadata["companion"]))
-    )
+    monkeypatch.setattr(room, "display", lambda shown, metadata: found.append((shown.data, metadata["companion"])))
     return found

@@ -43,9 +43,7 @@ def test_a_bar_or_a_line_break_does_not_end_a_table_cell(start):
 
 def test_boxes_of_the_undecided_and_the_unattempted(start):
     chapter = start()
-    assert "*Note:* the smoke profile is too small to decide it." in box(
-        chapter.claim("C2", base=1, noisy=0.5)
-    )
+    assert "*Note:* the smoke profile is too small to decide it." in box(chapter.claim("C2", base=1, noisy=0.5))
     chapter.claim("C1", **SLOPE)
     text = box(chapter.entries()[2])
     assert "| Paper | not seen |" in text and "*Note:* the paper gives no learning rate." in text

@@ -201,9 +201,7 @@ def test_subset_draws_without_replacement():
 
 
 def test_wrong_requests_are_told_what_exists():
-    with pytest.raises(
-        CompanionError, match=r"no data set 'minst' \(did you mean 'mnist'\?\).*digits.*yacht"
-    ):
+    with pytest.raises(CompanionError, match=r"no data set 'minst' \(did you mean 'mnist'\?\).*digits.*yacht"):
         data.load("minst")
     for call in (data.card, data.status, data.fetch):
         with pytest.raises(CompanionError, match="no data set"):
@@ -217,9 +215,7 @@ def test_wrong_requests_are_told_what_exists():
 
 
 def test_missing_set_names_the_file_and_the_remedy_and_fallback_keeps_the_fold(tmp_path):
-    with pytest.raises(
-        data.DataMissing, match=r"UCI/yacht/data\.txt\.gz.*companion data fetch yacht"
-    ) as caught:
+    with pytest.raises(data.DataMissing, match=r"UCI/yacht/data\.txt\.gz.*companion data fetch yacht") as caught:
         data.load("yacht")
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
     stand_in = data.load("yacht", "test", fallback="diabetes", fold=3)

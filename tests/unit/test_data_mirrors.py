@@ -104,9 +104,7 @@ def tiny(server, monkeypatch):
 
     def register(*behaviours):
         files = tuple(
-            File(
-                f"Tiny/raw/{name}", sha256(packed).hexdigest(), tuple(server.url(b, name) for b in behaviours)
-            )
+            File(f"Tiny/raw/{name}", sha256(packed).hexdigest(), tuple(server.url(b, name) for b in behaviours))
             for name, packed in PACKED.items()
         )
         card = Card("tiny", "Tiny", "", "", "", "", {file.path: file.sha256 for file in files})
@@ -117,9 +115,7 @@ def tiny(server, monkeypatch):
 
 
 def everything(folder):
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() or path.name[0] == "."
-    )
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() or path.name[0] == ".")
 
 
 COMPLETE = sorted(f"Tiny/raw/{name}" for name in PACKED)
@@ -141,9 +137,7 @@ def test_a_faulty_mirror_gives_way_to_the_next(fault, tiny, folder, server):
     tiny(fault, "good")
     assert len(data.load("tiny")) == 16
     assert everything(folder) == COMPLETE
-    assert sum(path.startswith(f"/{fault}/") for path in server.asked) == 4, (
-        "the first mirror was tried first"
-    )
+    assert sum(path.startswith(f"/{fault}/") for path in server.asked) == 4, "the first mirror was tried first"
 
 
 @pytest.mark.parametrize(
@@ -181,9 +175,7 @@ def test_a_recovered_server_succeeds(tiny, folder, server):
 
 def test_a_killed_download_leaves_no_file_and_the_next_one_succeeds(tiny, folder, server):
     file = tiny("stalls")[0]
-    script = (
-        "import sys; from companion.data.cache import *; ensure(File(*sys.argv[1:3], sys.argv[3:]), 'tiny')"
-    )
+    script = "import sys; from companion.data.cache import *; ensure(File(*sys.argv[1:3], sys.argv[3:]), 'tiny')"
     command = [sys.executable, "-c", script, file.path, file.sha256, *file.mirrors]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     assert server.half_sent.wait(60)
@@ -287,10 +279,7 @@ def test_fallback_is_used_when_only_the_other_split_is_missing(tiny, folder):
 
 def test_checksum_is_computed_once_per_file(tiny, monkeypatch):
     hashed = []
-    files = [
-        replace(file, digest=lambda path: hashed.append(path) or cache.file_digest(path))
-        for file in tiny("good")
-    ]
+    files = [replace(file, digest=lambda path: hashed.append(path) or cache.file_digest(path)) for file in tiny("good")]
     monkeypatch.setitem(catalogue.SETS, "tiny", replace(catalogue.SETS["tiny"], files=tuple(files)))
     data.fetch("tiny")
     hashed.clear()
@@ -338,9 +327,7 @@ def test_table_is_converted_and_standardised(faults, table, folder):
     assert everything(folder) == ["UCI/table/data.txt.gz", "UCI/table/splits.npz"]
     train_rows, rows = table.rows[table.orders[1][:17]], table.rows[table.orders[1][17:]]
     expected = (rows - train_rows.mean(0)) / numpy.where(train_rows.std(0) < 1e-9, 1, train_rows.std(0))
-    assert numpy.allclose(test.x, expected[:, :3], atol=1e-6) and numpy.allclose(
-        test.y, expected[:, 3:], atol=1e-6
-    )
+    assert numpy.allclose(test.x, expected[:, :3], atol=1e-6) and numpy.allclose(test.y, expected[:, 3:], atol=1e-6)
     assert test.y.shape == (3, 1) and torch.all(test.x[:, 1].abs() < 1e-6)
     mean, deviation = test.y_scale
     assert numpy.allclose(test.y.numpy() * deviation + mean, rows[:, 3:], atol=1e-6)
@@ -399,14 +386,8 @@ def test_cards_and_mirrors_of_the_catalogue():
     for name in data.names():
         source = catalogue.SETS[name]
         card = source.card
-        assert (
-            card.name == name and card.title and card.source and card.licence and card.citation and card.shape
-        )
+        assert card.name == name and card.title and card.source and card.licence and card.citation and card.shape
         assert dict(card.sha256) == {file.path: file.sha256 for file in source.files}
         assert json.loads(json.dumps(card.sha256)) == card.sha256
-        assert all(
-            len(value) == 64 and set(value) <= set("0123456789abcdef") for value in card.sha256.values()
-        )
-        assert all(
-            len(file.mirrors) >= 2 for file in source.files if "npz" not in file.path or "UCI" in file.path
-        )
+        assert all(len(value) == 64 and set(value) <= set("0123456789abcdef") for value in card.sha256.values())
+        assert all(len(file.mirrors) >= 2 for file in source.files if "npz" not in file.path or "UCI" in file.path)

@@ -64,9 +64,7 @@ def test_mnist_images_belong_to_their_labels(real):
     assert train.y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     means = torch.stack([train.x[train.y == digit].mean(0) for digit in range(10)]).flatten(1)
     nearest = torch.cdist(test.x.flatten(1), means).argmin(1)
-    assert (
-        0.80 < (nearest == test.y).float().mean() < 0.84
-    )  # the nearest-mean classifier is known to reach 82%
+    assert 0.80 < (nearest == test.y).float().mean() < 0.84  # the nearest-mean classifier is known to reach 82%
 
 
 # rows, features, folds; mean and standard deviation of the target over all rows
@@ -86,15 +84,11 @@ def test_mnist_images_belong_to_their_labels(real):
 def test_uci_tables(name, rows, features, folds, mean, deviation, real):
     real(name)
     train, test = data.load(name, fold=folds - 1), data.load(name, "test", fold=folds - 1)
-    assert (
-        train.x.shape[1] == features and train.y.shape == (len(train), 1) and len(train) + len(test) == rows
-    )
+    assert train.x.shape[1] == features and train.y.shape == (len(train), 1) and len(train) + len(test) == rows
     assert len(test) == pytest.approx(rows / 10, abs=1)
     assert train.x.mean(0).abs().max() < 1e-4 and train.y.mean().abs() < 1e-4
     spread = train.x.std(0, correction=0)
-    assert torch.all((spread - 1).abs().lt(1e-3) | (train.x == 0).all(0)), (
-        "columns are of unit spread or constant"
-    )
+    assert torch.all((spread - 1).abs().lt(1e-3) | (train.x == 0).all(0)), "columns are of unit spread or constant"
     centre, scale = train.y_scale
     targets = torch.cat([train.y, test.y]).double() * scale + centre
     assert targets.mean().item() == pytest.approx(mean, abs=1e-4)
@@ -158,9 +152,7 @@ def test_jpeg_copy_is_labelled_and_is_the_exact_images_but_for_compression(real,
     numpy.savez(tmp_path / "small.npz", **arrays)
     card = data.card("cifar10_jpeg75")
     assert card.title == "CIFAR-10, JPEG quality 75" and "not comparable" in card.note
-    lossy, test = (
-        images.read_cifar_jpeg(card, split, [tmp_path / "small.npz"]) for split in ("train", "test")
-    )
+    lossy, test = (images.read_cifar_jpeg(card, split, [tmp_path / "small.npz"]) for split in ("train", "test"))
     assert lossy.x.shape == test.x.shape == (500, 3, 32, 32) and lossy.x.is_contiguous()
     assert test.y.bincount().tolist() == [50] * 10 and len(test.y[:60].unique()) == 10, "classes are mixed"
     exact = data.load("cifar10_first4000")

@@ -58,9 +58,7 @@ def loop_jacobians(net, x):
     rows = []
     for one in x:
         zeros = tuple(torch.zeros(shape) for shape in net.sites(1))
-        rows.append(
-            torch.autograd.functional.jacobian(lambda *eps, one=one: net(one[None], eps)[0][0], zeros)
-        )
+        rows.append(torch.autograd.functional.jacobian(lambda *eps, one=one: net(one[None], eps)[0][0], zeros))
     return [torch.cat([row[k].movedim(1, 0) for row in rows]) for k in range(len(rows[0]))]
 
 

@@ -46,18 +46,12 @@ def test_verified_and_its_verdict_line(small):
     )
     assert entry["measured"]["slope"]["value"] == pytest.approx(3.98)
     low, high = entry["measured"]["slope"]["ci95"]
-    assert (low, high) == pytest.approx(
-        (3.98 - 4.3027 * 0.02 / math.sqrt(3), 3.98 + 4.3027 * 0.02 / math.sqrt(3))
-    )
+    assert (low, high) == pytest.approx((3.98 - 4.3027 * 0.02 / math.sqrt(3), 3.98 + 4.3027 * 0.02 / math.sqrt(3)))
 
 
-@pytest.mark.parametrize(
-    ("noisy", "status"), [(0.7, "reproduced"), (0.9, "direction only"), (1.1, "not reproduced")]
-)
+@pytest.mark.parametrize(("noisy", "status"), [(0.7, "reproduced"), (0.9, "direction only"), (1.1, "not reproduced")])
 def test_an_experiment_is_reproduced_or_points_the_right_way_or_neither(small, noisy, status):
-    entry = judge(
-        small["C2"], {"base": [1.0, 1.1], "noisy": [noisy, 1.1 * noisy]}, {"base": 1.0, "noisy": 1.0}
-    )
+    entry = judge(small["C2"], {"base": [1.0, 1.1], "noisy": [noisy, 1.1 * noisy]}, {"base": 1.0, "noisy": 1.0})
     assert entry["status"] == status
 
 
@@ -136,9 +130,7 @@ def test_badly_given_values_are_refused(small, given, control, message):
 
 def test_a_claim_about_data_that_was_never_loaded_is_refused(small):
     with pytest.raises(LedgerError, match="C2 rests on mnist or cifar10, which the chapter has not loaded"):
-        judge(
-            small["C2"], {"base": 1.0, "noisy": 0.5}, {"base": 1.0, "noisy": 1.0}, loaded=[("digits", None)]
-        )
+        judge(small["C2"], {"base": 1.0, "noisy": 0.5}, {"base": 1.0, "noisy": 1.0}, loaded=[("digits", None)])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

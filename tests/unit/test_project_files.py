@@ -128,9 +128,7 @@ def test_scoreboard_of_the_readme_is_the_generated_one() -> None:
 
 def test_readme_is_finished() -> None:
     readme = _text("README.md")
-    assert not [
-        image for image in re.findall(r"!\[[^]]+]\(([^)]+)\)", readme) if not (ROOT / image).is_file()
-    ]
+    assert not [image for image in re.findall(r"!\[[^]]+]\(([^)]+)\)", readme) if not (ROOT / image).is_file()]
     assert not re.findall(r"\b[A-Z]+_(?:TIME|DISK)\b", readme), "minutes and disk are still to be measured"
 
 

@@ -31,9 +31,7 @@ def tree(book: Path) -> Path:
         (book / "companion" / name).parent.mkdir(parents=True, exist_ok=True)
         (book / "companion" / name).write_text(text)
     source = paths.notebook("01_small")
-    source.write_text(
-        source.read_text().replace("companion.seeds import generator", "companion.analysis import power")
-    )
+    source.write_text(source.read_text().replace("companion.seeds import generator", "companion.analysis import power"))
     return book
 
 
@@ -117,16 +115,12 @@ def test_a_chapter_does_not_depend_on_the_machinery_that_runs_it(monkeypatch: py
     monkeypatch.setenv("COMPANION_ROOT", str(Path(provenance.__file__).parents[2]))
     found = set(provenance.modules(["from companion.chapters import Chapter"]))
     assert {"companion.chapters.chapter", "companion.chapters.ledger", "companion.data"} <= found
-    assert not found & {
-        f"companion.chapters.{name}" for name in ("runner", "site", "scoreboard", "notebooks")
-    }
+    assert not found & {f"companion.chapters.{name}" for name in ("runner", "site", "scoreboard", "notebooks")}
     assert "companion.cli" not in found
 
 
 def test_names_and_results_are_read_without_waiting_for_the_plotting_library():
-    code = (
-        "import sys, companion.chapters.paths, companion.chapters.profiles; print('seaborn' in sys.modules)"
-    )
+    code = "import sys, companion.chapters.paths, companion.chapters.profiles; print('seaborn' in sys.modules)"
     root = Path(provenance.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

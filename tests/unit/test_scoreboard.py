@@ -70,9 +70,7 @@ def recorded(profile: str = "cpu", **origin: Any) -> None:
 def test_the_table_links_counts_and_says_what_is_missing(book: Path):
     recorded()
     head, _, cpu, gpu = scoreboard.table("notebooks/").splitlines()
-    assert [cell.strip() for cell in head.split("|")[3:10]] == [
-        status.capitalize() for status in results.STATUSES
-    ]
+    assert [cell.strip() for cell in head.split("|")[3:10]] == [status.capitalize() for status in results.STATUSES]
     link = "[1. A small paper](notebooks/01_small.ipynb)"
     assert cpu == f"| {link} | cpu | 1 | 0 | 0 | 1 | 0 | 1 | 0 | Fast <chip> | 1.5 | – |"
     assert gpu.endswith("| – | – | not recorded |")

@@ -119,9 +119,7 @@ def test_a_member_trains_as_it_would_alone(case, source):
     size = None if source == "whole" else 16
     sets = [Batches(*data(), batch_size=size, seed=0 if source == "shared" else seed) for seed in seeds]
     given = {"shared": sets[0], "stream": [Stream(one) for one in sets]}.get(source, sets)
-    together = fit(
-        Ensemble(members(build=build)), criterion, given, seed=seeds, hyper={"sigma": sigma}, **settings
-    )
+    together = fit(Ensemble(members(build=build)), criterion, given, seed=seeds, hyper={"sigma": sigma}, **settings)
     for k, module in enumerate(members(build=build)):
         alone = fit(module, criterion, sets[k], seed=seeds[k], hyper={"sigma": sigma[k]}, **settings)
         close(together.module.member(k), alone.module)
@@ -169,9 +167,7 @@ def test_one_gather_gives_every_member_its_own_batch():
     x, y = data()
     plain = [Batches(x, y, batch_size=16, seed=seed) for seed in range(4)]
     indexed = [Indexed(x, y, batch_size=16, seed=seed) for seed in range(4)]
-    results = [
-        fit(Ensemble(members()), noised, sets, steps=12, seed=range(4)).module for sets in (plain, indexed)
-    ]
+    results = [fit(Ensemble(members()), noised, sets, steps=12, seed=range(4)).module for sets in (plain, indexed)]
     close(*results, 0.0)
 
 

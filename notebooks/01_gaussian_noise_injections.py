@@ -28,7 +28,9 @@
 try:
     import companion  # noqa: F401
 except ImportError as error:  # a lone notebook, for instance on Colab
-    raise ImportError("install the book's package first: see the Running page of the book") from error
+    raise ImportError(
+        "install the book's package first: see the Running page of the book"
+    ) from error
 
 # %% tags=["parameters"]
 profile = "cpu"
@@ -40,8 +42,6 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
-from torch.func import functional_call, grad, vmap
-
 from companion.analysis.calibration import mean_entropy, negative_log_likelihood, reliability
 from companion.analysis.curvature import hessian_trace
 from companion.analysis.margins import deepfool_radius, linear_margin
@@ -69,29 +69,31 @@ from companion.models.gaussian_noise_injections import (
 from companion.nn.likelihoods import CrossEntropy, SquaredError
 from companion.seeds import generator, member_seeds
 from companion.train import Ensemble, fit
+from torch.func import functional_call, grad, vmap
 
 chapter = Chapter("01_gaussian_noise_injections", profile=profile, seed=seed)
 
 # %% [markdown]
-# The three profiles differ in sizes, steps, seeds and data, never in method.
+# The settings of the three profiles, side by side in the next cell, differ in sizes, steps, seeds and data, never in
+# method.
 
-# %%
+# %% tags=["hide-input"]
 s = chapter.settings(
     smoke=dict(
         sines=dict(frequencies=(1, 2, 3, 4, 5), points=100, width=32, steps=300, lr=5e-3, seeds=2),
-        images="digits", labels=300, wrong_labels=0.1, width=64, steps=200, seeds=2, test=355,
+        images="digits", labels=300, wrong_labels=0.1, lr=2e-3, width=64, steps=200, seeds=2, test=355,
         conv_channels=(8, 16), conv_steps=40, tables=("diabetes",), table_steps=100, folds=2,
         inits=4, init_width=64, init_draws=10, early_steps=30, curvature_steps=40, follow_steps=200, draws=2_000,
     ),
     cpu=dict(
         sines=dict(frequencies=(2, 4, 6, 8, 10), points=100, width=64, steps=2_500, lr=3e-3, seeds=3),
-        images="fashion_mnist", labels=1_000, wrong_labels=0.0, width=128, steps=500, seeds=3, test=2_000,
+        images="fashion_mnist", labels=1_000, wrong_labels=0.0, lr=2e-3, width=128, steps=500, seeds=3, test=2_000,
         conv_channels=(16, 32), conv_steps=150, tables=("concrete", "energy"), table_steps=400, folds=5,
         inits=12, init_width=256, init_draws=20, early_steps=100, curvature_steps=300, follow_steps=1_200, draws=10_000,
     ),
     gpu=dict(
         sines=dict(frequencies=tuple(range(5, 51, 5)), points=200, width=256, steps=60_000, lr=3e-4, seeds=5),
-        images="fashion_mnist", labels=5_000, wrong_labels=0.0, width=512, steps=4_000, seeds=5, test=10_000,
+        images="fashion_mnist", labels=5_000, wrong_labels=0.0, lr=1e-3, width=512, steps=4_000, seeds=5, test=10_000,
         conv_channels=(32, 128), conv_steps=4_000, tables=("concrete", "energy"), table_steps=4_000, folds=20,
         inits=250, init_width=256, init_draws=500, early_steps=100, curvature_steps=2_000, follow_steps=3_000, draws=100_000,
     ),
@@ -110,7 +112,9 @@ sine_seeds = member_seeds(seed, s.sines["seeds"])
 frequencies = torch.tensor(s.sines["frequencies"])
 sizes = (1, *[s.sines["width"]] * 5, 1)  # depth six
 targets = [
-    chapter.load("sinusoids", frequencies=s.sines["frequencies"], points=s.sines["points"], seed=member)
+    chapter.load(
+        "sinusoids", frequencies=s.sines["frequencies"], points=s.sines["points"], seed=member
+    )
     for member in sine_seeds
 ]
 grid = targets[0].x  # [points, 1]
@@ -119,7 +123,11 @@ grid = targets[0].x  # [points, 1]
 def sine_networks(copies):
     """`copies` ensembles in one, every copy with the same initial weights, one member per seed."""
     return Ensemble(
-        [NoisyMLP(sizes, "relu", bias=True, generator=generator(m, "sines", "init")) for m in sine_seeds] * copies
+        [
+            NoisyMLP(sizes, "relu", bias=True, generator=generator(m, "sines", "init"))
+            for m in sine_seeds
+        ]
+        * copies
     ).to(device)
 
 
@@ -127,12 +135,21 @@ def sine_record(ensemble, _step):
     """What the authors' notebook follows: the spectrum of the function and the norms of its layers' Jacobians."""
     with torch.no_grad():
         values, norms = ensemble.call(lambda net: (net(grid)[0][:, 0], net.layer_norms(grid)))
-    return {"amplitude": amplitudes(values.cpu(), frequencies), "norms": norms[:, 1:], "values": values}
+    return {
+        "amplitude": amplitudes(values.cpu(), frequencies),
+        "norms": norms[:, 1:],
+        "values": values,
+    }
 
 
 hidden_only = torch.tensor([0.0] + [1.0] * 5)  # sites 0..5; the notebook leaves the input alone
 sine_variance = 0.01  # the notebook's sig = 0.1 is a standard deviation
-common = dict(steps=s.sines["steps"], lr=s.sines["lr"], record=sine_record, record_every=s.sines["steps"] // 50)
+common = dict(
+    steps=s.sines["steps"],
+    lr=s.sines["lr"],
+    record=sine_record,
+    record_every=s.sines["steps"] // 50,
+)
 batches = [Batches(target.x, target.y, batch_size=None, seed=0) for target in targets]
 n = len(sine_seeds)
 
@@ -162,13 +179,23 @@ def late(role, name):
     return sines[role][name][-tail:].mean(0)
 
 
-# %%
+# %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), width_ratios=(1.5, 1))
-left.plot(grid[:, 0].cpu(), targets[0].y[:, 0].cpu(), color="black", lw=3.5, alpha=0.2, label="target")
+left.plot(
+    grid[:, 0].cpu(), targets[0].y[:, 0].cpu(), color="black", lw=3.5, alpha=0.2, label="target"
+)
 for role in ROLES:
-    left.plot(grid[:, 0].cpu(), sines[role]["values"][-1, 0], color=COLOURS[role], lw=1.5, label=NAMES[role])
+    left.plot(
+        grid[:, 0].cpu(),
+        sines[role]["values"][-1, 0],
+        color=COLOURS[role],
+        lw=1.5,
+        label=NAMES[role],
+    )
     mean, spread = late(role, "amplitude").mean(0), late(role, "amplitude").std(0)
-    right.errorbar(frequencies, mean, spread, color=COLOURS[role], marker="o", capsize=3, label=NAMES[role])
+    right.errorbar(
+        frequencies, mean, spread, color=COLOURS[role], marker="o", capsize=3, label=NAMES[role]
+    )
 left.set(xlabel="t", ylabel="f(t)", title="The function that is learnt")
 right.set(
     xlabel="frequency (cycles per unit)",
@@ -259,14 +286,18 @@ def covariance_error(activation, drop_input=False):
     """Relative Frobenius error of the first-order covariance at each sigma, averaged over the batch."""
     net, x, _ = small_problem(activation, SquaredError)
     outputs, jacobians = output_jacobians(net, x)
-    predicted = sum(j @ j.mT for j in jacobians[drop_input:])  # [batch, d_L, d_L], per unit variance
+    predicted = sum(
+        j @ j.mT for j in jacobians[drop_input:]
+    )  # [batch, d_L, d_L], per unit variance
     true = sum(j @ j.mT for j in jacobians)
     unit = draws_of(net, len(x), s.draws)
     linear = sum(torch.einsum("bof,nbf->nbo", j, xi) for j, xi in zip(jacobians, unit))
     errors = []
     for sigma in cov_sigmas:
         up, down = (
-            vmap(lambda *e: (net(x, e)[0] - outputs) / sigma, chunk_size=512)(*[sign * sigma * xi for xi in unit])
+            vmap(lambda *e: (net(x, e)[0] - outputs) / sigma, chunk_size=512)(
+                *[sign * sigma * xi for xi in unit]
+            )
             for sign in (1, -1)
         )
         odd, even = (up - down) / 2, (up + down) / 2  # antithetic parts, [draws, batch, d_L]
@@ -274,7 +305,9 @@ def covariance_error(activation, drop_input=False):
         cross = torch.einsum("nbo,nbp->bop", extra, linear) / s.draws
         squares = (torch.einsum("nbo,nbp->bop", v, v) / s.draws for v in (extra, even))
         missed = cross + cross.mT + sum(squares) - even.mean(0)[..., None] * even.mean(0)[:, None]
-        errors.append(float(((true + missed - predicted).norm(dim=(1, 2)) / true.norm(dim=(1, 2))).mean()))
+        errors.append(
+            float(((true + missed - predicted).norm(dim=(1, 2)) / true.norm(dim=(1, 2))).mean())
+        )
     return errors
 
 
@@ -287,6 +320,50 @@ chapter.claim(
     error=[e[0] for e in cov.values()],
     slope=[slope(cov_sigmas, e) for e in cov.values()],
     control=dict(error=cov_wrong[0], slope=slope(cov_sigmas, cov_wrong)),
+)
+
+# %% tags=["hide-input"]
+fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7))
+for (name, errors), role in zip(
+    {**cov, "tanh, without the input's term": cov_wrong}.items(),
+    ("theory", "regulariser", "control"),
+):
+    left.plot(cov_sigmas, errors, color=COLOURS[role], marker="o", label=name)
+left.plot(cov_sigmas, [v**2 for v in cov_sigmas], color="black", ls=":", label="σ²")
+left.set(
+    xscale="log",
+    yscale="log",
+    xlabel="noise standard deviation σ",
+    ylabel="relative error of the covariance",
+)
+left.set_xticks(cov_sigmas, [f"{v:g}" for v in cov_sigmas])
+left.minorticks_off()
+left.legend(fontsize=8)
+net, x, _ = small_problem("tanh", SquaredError)
+outputs, jacobians = output_jacobians(net, x)
+cloud = vmap(lambda *e: net(x, e)[0][0] - outputs[0])(
+    *[0.2 * xi for xi in draws_of(net, len(x), 500)]
+)
+values, vectors = torch.linalg.eigh(0.2**2 * sum(j[0] @ j[0].T for j in jacobians)[:2, :2])
+angle = torch.linspace(0, 2 * math.pi, 100)
+ellipse = 2 * vectors @ (values.sqrt()[:, None] * torch.stack([angle.cos(), angle.sin()]))
+right.scatter(
+    cloud[:, 0],
+    cloud[:, 1],
+    s=6,
+    color=COLOURS["noise"],
+    alpha=0.5,
+    label="noise at two outputs, σ = 0.2",
+)
+right.plot(*ellipse, color=COLOURS["theory"], label="two standard deviations, first order")
+right.set(xlabel="output 1", ylabel="output 2", aspect="equal")
+right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.2))
+chapter.show(
+    fig,
+    "accumulated-noise",
+    alt="Left: relative error of the first-order covariance against sigma on log axes; two lines of slope two and, for the wrong twin, a "
+    "flat line near one third. Right: a cloud of output noise within an ellipse of two standard deviations.",
+    caption="The first-order covariance is wrong by a relative $O(\\sigma^2)$; leaving out one layer's term is wrong at every $\\sigma$.",
 )
 
 # %% [markdown]
@@ -339,7 +416,10 @@ def expansion(activation, likelihood):
     unit = draws_of(net, len(x), s.draws // 10)
     quadratic = quadratic_change(net, x, y, likelihood, unit)
     left_over = torch.stack(
-        [loss_change(net, x, y, likelihood, [v * xi for xi in unit]) - v**2 * quadratic for v in sigmas]
+        [
+            loss_change(net, x, y, likelihood, [v * xi for xi in unit]) - v**2 * quadratic
+            for v in sigmas
+        ]
     )  # [sigmas, draws]
     error = left_over.std(1) / left_over.shape[1] ** 0.5
     return {"R": float(r), "K": float(k), "rest": left_over.mean(1), "error": error}
@@ -371,12 +451,17 @@ chapter.claim(
     ratio_R_only=[float(1 + (row["rest"][0] / square[0] + row["K"]) / row["R"]) for row in smooth],
     control=dict(
         slope=[slope(sigmas, second_order(row, 2).abs()) for row in smooth],
-        slope_R_only=[slope(sigmas, (second_order(row, 2) + square * row["K"]).abs()) for row in smooth],
-        ratio=[float(1 + second_order(row, 2)[2] / (square[2] * (2 * row["R"] + row["K"]))) for row in smooth],
+        slope_R_only=[
+            slope(sigmas, (second_order(row, 2) + square * row["K"]).abs()) for row in smooth
+        ],
+        ratio=[
+            float(1 + second_order(row, 2)[2] / (square[2] * (2 * row["R"] + row["K"])))
+            for row in smooth
+        ],
     ),
 )
 
-# %%
+# %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), width_ratios=(1, 1.25))
 markers = dict(zip(("tanh, MSE", "tanh, CE", "softplus, MSE", "softplus, CE"), "os^D"))
 for name, marker in markers.items():
@@ -390,8 +475,21 @@ for name, marker in markers.items():
         ls="-",
         label=f"{name}",
     )
-    left.plot(sigmas, (row["rest"] + square * row["K"]).abs(), color=COLOURS["highlight"], marker=marker, ls="--")
-left.set(xscale="log", yscale="log", xlabel="noise standard deviation σ", ylabel="absolute remainder (nats)")
+    left.plot(
+        sigmas,
+        (row["rest"] + square * row["K"]).abs(),
+        color=COLOURS["highlight"],
+        marker=marker,
+        ls="--",
+    )
+left.set(
+    xscale="log",
+    yscale="log",
+    xlabel="noise standard deviation σ",
+    ylabel="absolute remainder (nats)",
+)
+left.set_xticks(sigmas, [f"{v:g}" for v in sigmas])
+left.minorticks_off()
 left.set_title("Green: after R + K. Orange: after R")
 left.legend(fontsize=8)
 place = torch.arange(len(table))
@@ -455,7 +553,11 @@ for sigma in kink_sigmas:
     _, (j0, j1) = output_jacobians(net, x)
     image = torch.einsum("bof,bf->bo", j0, eps[0]) + torch.einsum("bof,bf->bo", j1, eps[1])
     exact = 0.5 * image.square().sum(1)
-    changes.append(float((0.5 * (up + down) - SquaredError.loss(net(x)[0], y) - exact).mean() / sigma**2 + kink_r))
+    changes.append(
+        float(
+            (0.5 * (up + down) - SquaredError.loss(net(x)[0], y) - exact).mean() / sigma**2 + kink_r
+        )
+    )
 
 # %% tags=["nbval-check-output"]
 chapter.claim(
@@ -603,6 +705,22 @@ chapter.claim(
 )
 print(f"gradient cosine with the exact one: attached {attached[2]:.4f}, detached {detached[2]:.4f}")
 
+# %% tags=["hide-input"]
+fig, axis = plt.subplots(figsize=(7.2, 2.6))
+bars = {"p attached: value": attached[0], "p attached: gradient": attached[1],
+        "p detached: value": detached[0], "p detached: gradient": detached[1]}  # fmt: skip
+colours = [COLOURS["theory"]] * 2 + [COLOURS["highlight"]] * 2
+axis.barh(list(bars)[::-1], list(bars.values())[::-1], color=colours[::-1])
+axis.axvline(0.03, color="black", ls="--", lw=1)
+axis.set(xscale="log", xlabel="relative error of the mean of 40,000 probes (dashed: tolerance)")
+chapter.show(
+    fig,
+    "probe-errors",
+    alt="Horizontal bars of relative errors on a logarithmic axis: value and gradient with p attached, and value with p detached, lie below three "
+    "per cent; the gradient with p detached is far above.",
+    caption="A detached $p$ leaves the sampled value right and the gradient wrong: it trains another objective.",
+)
+
 # %% [markdown]
 # ### A Sobolev norm, and its Fourier reading
 #
@@ -637,7 +755,9 @@ sobolev, sobolev_wrong = (seminorm(nodes, density / density.sum()) for density i
 samples = torch.randn(200, 500, 1, generator=generator(seed, "sobolev", "x"))  # [repeats, batch, 1]
 terms = vmap(lambda x: layer_terms(net, x, SquaredError).sum())(samples)
 sizes_n = (500, 2_000, 10_000)
-rms = [float((terms.view(-1, m // 500).mean(1) / sobolev - 1).square().mean().sqrt()) for m in sizes_n]
+rms = [
+    float((terms.view(-1, m // 500).mean(1) / sobolev - 1).square().mean().sqrt()) for m in sizes_n
+]
 
 # %% tags=["nbval-check-output"]
 chapter.claim(
@@ -645,6 +765,41 @@ chapter.claim(
     gap=abs(float(terms.mean()) / sobolev - 1),
     slope=slope(sizes_n, rms),
     control=dict(gap=abs(float(terms.mean()) / sobolev_wrong - 1), slope=slope(sizes_n, rms)),
+)
+
+# %% tags=["hide-input"]
+knots = torch.sort(4 * torch.rand(9, 1, generator=generator(seed, "knots")) - 2, dim=0).values
+wiggle = torch.sin(5 * knots)
+fits = {}
+for role, variance in (("baseline", 0.0), ("regulariser", 0.02)):
+    start = NoisyMLP((1, 64, 64, 1), "tanh", bias=True, generator=generator(seed, "knots", "init"))
+    fits[role] = fit(
+        start, regularised_loss(SquaredError), Batches(knots, wiggle, batch_size=None, seed=0), steps=1_000, lr=5e-3, seed=seed,
+        noise=lambda g, batch: white_probe(1)(g, batch).double(), hyper={"variance": torch.tensor([variance, 0.0, 0.0])}, record_every=1_000,
+    ).module.requires_grad_(False)  # fmt: skip
+line = torch.linspace(-2.2, 2.2, 400)
+fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.3))
+for role, net in fits.items():
+    value = lambda v, net=net: net(v[None, None])[0][0, 0]
+    axes[0].plot(
+        line,
+        vmap(value)(line),
+        color=COLOURS[role],
+        label="with R (input only)" if role == "regulariser" else "without",
+    )
+    axes[1].plot(line, vmap(grad(value))(line).abs(), color=COLOURS[role])
+axes[0].plot(knots, wiggle, "o", color="black", label="samples")
+for knot in knots[:, 0]:
+    axes[1].axvline(knot, color="black", lw=0.8, alpha=0.5)
+axes[0].set(xlabel="x", ylabel="f(x)")
+axes[1].set(xlabel="x (lines: samples)", ylabel="|f'(x)|")
+axes[0].legend(fontsize=8)
+chapter.show(
+    fig,
+    "penalty-at-samples",
+    alt="Left: two fits through nine samples of a sine. Right: modulus of the slope with the samples marked; with R the slope is small at the "
+    "samples and rises between them, without R it is large at many samples.",
+    caption="On finite data the penalty flattens the function at the samples and leaves the slope to the gaps between them.",
 )
 
 # %% [markdown]
@@ -669,7 +824,7 @@ def wave(t):
 
 densities = {
     f"density N({m}, {v}²)": torch.exp(-0.5 * ((t - m) / v) ** 2) / (v * math.sqrt(2 * math.pi))
-    for m, v in ((0.5, 0.8), (0.0, 2.0))
+    for m, v in ((0.7, 0.3), (0.0, 2.0))
 }
 derivative = vmap(grad(wave))(t)
 spectra = {}
@@ -696,7 +851,7 @@ chapter.claim(
     ),
 )
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), sharex=True)
 for axis, (name, (omega, integrand, truth, plain, bars)) in zip(axes, spectra.items()):
     axis.fill_between(
@@ -707,18 +862,22 @@ for axis, (name, (omega, integrand, truth, plain, bars)) in zip(axes, spectra.it
         alpha=0.5,
         label="added by the bars",
     )
-    axis.plot(omega, integrand.real, color=COLOURS["theory"], label="integrand")
+    axis.plot(omega, integrand.real, color=COLOURS["theory"], label="real part of the integrand")
     axis.axhline(0, color="black", lw=0.8)
-    axis.set(xlim=(0, 12), xlabel="angular frequency ω", title=f"{name}\nE f'² = {truth:.3f}, with bars {bars:.3f}")
+    axis.set(
+        xlim=(0, 14),
+        xlabel="angular frequency ω",
+        title=f"{name}\nE f'² = {truth:.3f}, with bars {bars:.3f}",
+    )
 axes[0].set_ylabel("charge per unit frequency")
-axes[0].legend()
+axes[0].legend(fontsize=8)
 chapter.show(
     fig,
     "fourier-integrand",
-    alt="Two panels of the Fourier integrand against angular frequency; bumps near 3 and 7, the latter as high although its "
-    "amplitude is half. For the narrow density the integrand dips below zero between them and the modulus adds an area.",
-    caption="A wave at frequency 7 with half the amplitude is charged about as much as one at 3; the printed modulus adds "
-    "the orange area, so it bounds $R$ and does not equal it.",
+    alt="Two panels of the Fourier integrand against angular frequency. For the narrow density the real part dips below "
+    "zero between and beside its peaks and the modulus adds an orange area; for the wide density there are two clean peaks near 3 and 7.",
+    caption="Under a wide density a wave at frequency 7 with half the amplitude costs more than one at 3. Under a narrow one the "
+    "printed modulus adds the orange area, so it bounds $R$ and does not equal it.",
 )
 
 # %% [markdown]
@@ -769,10 +928,15 @@ chapter.claim(
     ),
 )
 
-# %%
+# %% tags=["hide-input"]
 fig, axis = plt.subplots(figsize=(7.2, 3.4))
 bins = torch.linspace(-4, 12, 120) * taylor_r
-styles = {"G": ("baseline", ":"), "C": ("regulariser", "-"), "H": ("theory", "--"), "change": ("noise", "-")}
+styles = {
+    "G": ("baseline", ":"),
+    "C": ("regulariser", "-"),
+    "H": ("theory", "--"),
+    "change": ("noise", "-"),
+}
 for name, (role, line) in styles.items():
     count, edges = torch.histogram(taylor[name], bins)
     label = "loss change ΔL" if name == "change" else name
@@ -806,7 +970,8 @@ chapter.show(
 torch.set_default_dtype(torch.float32)
 images = {split: chapter.load(s.images, split, fallback="digits") for split in ("train", "test")}
 tables = {
-    name: {split: chapter.load(name, split, fallback="diabetes") for split in ("train", "test")} for name in s.tables
+    name: {split: chapter.load(name, split, fallback="diabetes") for split in ("train", "test")}
+    for name in s.tables
 }
 table_names = list(tables)
 variances = (0.1, 0.25, 1.0, 4.0)
@@ -824,7 +989,10 @@ def at_initialisation(data, outputs, likelihood, activation):
     r = ensemble.call(lambda net: layer_terms(net, x, likelihood).sum())  # [inits]
     change = torch.zeros(len(nets), len(variances), device=device)
     for _ in range(s.init_draws):  # one draw at a time bounds the memory; initialisations share it
-        unit = [torch.randn(1, *shape, generator=stream, device=device) for shape in nets[0].sites(len(x))]
+        unit = [
+            torch.randn(1, *shape, generator=stream, device=device)
+            for shape in nets[0].sites(len(x))
+        ]
         for i, variance in enumerate(variances):
             eps = [variance**0.5 * xi for xi in unit]
             change[:, i] += ensemble.call(lambda net: loss_change(net, x, y, likelihood, eps)[0])
@@ -851,19 +1019,28 @@ for (label, activation), ratio in ratios.items():
 # %%
 def early_dominance(members=5):
     """R / |E ΔL − R| along the first steps of training with noise of variance 0.1, [records, networks]."""
-    data = images["train"].subset(512, generator(seed, "early")) if len(images["train"]) > 512 else images["train"]
+    data = (
+        images["train"].subset(512, generator(seed, "early"))
+        if len(images["train"]) > 512
+        else images["train"]
+    )
     x, y = data.x[:32], data.y[:32]
     sizes = (x[0].numel(), *[s.init_width] * 5, classes)
     seeds = member_seeds(seed, members)
     nets = [NoisyMLP(sizes, "elu", generator=generator(m, "early", "init")) for m in seeds]
     draws = [
-        0.1**0.5 * torch.randn(4 * s.init_draws, *shape, generator=generator(seed, "early", "noise", i)).to(device)
+        0.1**0.5
+        * torch.randn(4 * s.init_draws, *shape, generator=generator(seed, "early", "noise", i)).to(
+            device
+        )
         for i, shape in enumerate(nets[0].sites(32))
     ]
 
     def record(ensemble, _step):
         r = ensemble.call(lambda net: 0.1 * layer_terms(net, x, CrossEntropy).sum())
-        change = ensemble.call(lambda net: loss_change(net, x, y, CrossEntropy, draws, chunk=8).mean())
+        change = ensemble.call(
+            lambda net: loss_change(net, x, y, CrossEntropy, draws, chunk=8).mean()
+        )
         return {"dominance": (r / (change - r).abs()).detach(), "ratio": (change / r).detach()}
 
     return fit(
@@ -877,7 +1054,9 @@ def early_dominance(members=5):
 early = early_dominance()
 
 # %% tags=["nbval-check-output"]
-by_case = {case: ratio.mean(0) for case, ratio in ratios.items()}  # mean over initialisations, [variances]
+by_case = {
+    case: ratio.mean(0) for case, ratio in ratios.items()
+}  # mean over initialisations, [variances]
 
 
 def fig2(factor=1.0):
@@ -893,7 +1072,7 @@ def fig2(factor=1.0):
 
 chapter.claim("C4", **fig2(), control=fig2(3.0))
 
-# %%
+# %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8))
 offset = {("images, CE", "elu"): ("o", "noise"), ("images, CE", "relu"): ("^", "noise"),
           ("table, MSE", "elu"): ("o", "regulariser"), ("table, MSE", "relu"): ("^", "regulariser")}  # fmt: skip
@@ -912,14 +1091,25 @@ for i, (case, ratio) in enumerate(ratios.items()):
         )
 left.axhline(1, color="black", lw=1)
 left.axhspan(0, 2, color=COLOURS["theory"], alpha=0.08, lw=0)
-left.set(xscale="log", xlabel="noise variance σ²", ylabel="E ΔL / R", title="At initialisation", ylim=(0, 2.2))
+left.set(
+    xscale="log",
+    xlabel="noise variance σ²",
+    ylabel="E ΔL / R",
+    title="At initialisation",
+    ylim=(0, 2.2),
+)
 left.legend(fontsize=8)
 mean, spread = early.metrics["ratio"].mean(1), early.metrics["ratio"].std(1)
 right.plot(early.steps, mean, color=COLOURS["noise"], marker="o")
 right.fill_between(early.steps, mean - spread, mean + spread, color=COLOURS["noise"], alpha=0.2)
 right.axhspan(0, 2, color=COLOURS["theory"], alpha=0.08, lw=0)
 right.axhline(1, color="black", lw=1)
-right.set(xlabel="training step (SGD)", ylabel="E ΔL / R", title="Early in training, ELU, σ² = 0.1", ylim=(0, 2.2))
+right.set(
+    xlabel="training step (SGD)",
+    ylabel="E ΔL / R",
+    title="Early in training, ELU, σ² = 0.1",
+    ylim=(0, 2.2),
+)
 chapter.show(
     fig,
     "dominance",
@@ -942,7 +1132,7 @@ chapter.show(
 # The first picture came from this experiment, the authors' Fourier notebook at the size of the profile. Its noise sits on the hidden
 # activations only, and its `sig = 0.1` is a standard deviation, not the variance its comment says.
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.4), sharey=True)
 for axis, role in zip(axes, ROLES):
     heat = sines[role]["amplitude"].mean(1)  # [records, q]
@@ -951,7 +1141,12 @@ for axis, role in zip(axes, ROLES):
         heat.T, aspect="auto", origin="lower", vmin=0, vmax=1.1, cmap="viridis", interpolation="nearest",
         extent=(0, steps[-1], -0.5, len(frequencies) - 0.5),
     )  # fmt: skip
-    axis.set(title=NAMES[role], xlabel="step", yticks=range(len(frequencies)), yticklabels=frequencies.tolist())
+    axis.set(
+        title=NAMES[role],
+        xlabel="step",
+        yticks=range(len(frequencies)),
+        yticklabels=frequencies.tolist(),
+    )
     axis.grid(False)
     axis.tick_params(axis="x", labelsize=8)
 axes[0].set_ylabel("frequency")
@@ -979,7 +1174,9 @@ chapter.claim(
         gap=float((amplitude["regulariser"].mean(0) - twin.mean(0)).abs().max()),
     ),
 )
-chapter.keep(sine_frequencies=frequencies, **{f"sine_amplitude_{role}": a for role, a in amplitude.items()})
+chapter.keep(
+    sine_frequencies=frequencies, **{f"sine_amplitude_{role}": a for role, a in amplitude.items()}
+)
 
 # %% [markdown]
 # ### Which layers pay
@@ -988,7 +1185,7 @@ chapter.keep(sine_frequencies=frequencies, **{f"sine_amplitude_{role}": a for ro
 # nearer the output are penalised more often. The notebook's measure is the mean Frobenius norm of each hidden-to-hidden Jacobian
 # $\mathrm{diag}(\phi'(a_k))W_k$; the networks all start near the same value.
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.4), sharey=True)
 shades = plt.get_cmap("viridis")(torch.linspace(0, 0.85, 4).numpy())
 for axis, role in zip(axes, ROLES):
@@ -996,7 +1193,9 @@ for axis, role in zip(axes, ROLES):
     for layer in range(4):
         mean, spread = norms[:, :, layer].mean(1), norms[:, :, layer].std(1)
         axis.plot(sine_noise.steps, mean, color=shades[layer], label=f"map {layer + 1}")
-        axis.fill_between(sine_noise.steps, mean - spread, mean + spread, color=shades[layer], alpha=0.15, lw=0)
+        axis.fill_between(
+            sine_noise.steps, mean - spread, mean + spread, color=shades[layer], alpha=0.15, lw=0
+        )
     product = norms.prod(-1).pow(0.25).mean(1)
     axis.plot(sine_noise.steps, product, color="black", ls="--", lw=1.2, label="geometric mean")
     axis.set(title=NAMES[role], xlabel="step")
@@ -1017,8 +1216,16 @@ norms = {role: late(role, "norms") for role in ROLES}  # [seeds, 4]
 layers = range(4)
 chapter.claim(
     "C9",
-    **{f"{role}_{k + 1}": norms[role][:, k].tolist() for role in ("noise", "regulariser") for k in layers},
-    control={f"{role}_{k + 1}": norms["baseline"][:, k].tolist() for role in ("noise", "regulariser") for k in layers},
+    **{
+        f"{role}_{k + 1}": norms[role][:, k].tolist()
+        for role in ("noise", "regulariser")
+        for k in layers
+    },
+    control={
+        f"{role}_{k + 1}": norms["baseline"][:, k].tolist()
+        for role in ("noise", "regulariser")
+        for k in layers
+    },
 )
 
 # %% [markdown]
@@ -1033,10 +1240,16 @@ both = member_seeds(seed, 2 * s.seeds)
 image_seeds, twin_seeds = both[: s.seeds], both[s.seeds :]
 noise_grid, penalty_grid = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0), (0.01, 0.03, 0.1)
 
-train = images["train"].subset(min(s.labels, len(images["train"])), generator(seed, "images", "subset"))
+train = images["train"].subset(
+    min(s.labels, len(images["train"])), generator(seed, "images", "subset")
+)
 test = images["test"].subset(min(s.test, len(images["test"])), generator(seed, "images", "test"))
-wrong = torch.rand(len(train), generator=generator(seed, "images", "flip")).to(device) < s.wrong_labels
-random_labels = torch.randint(classes, (len(train),), generator=generator(seed, "images", "labels")).to(device)
+wrong = (
+    torch.rand(len(train), generator=generator(seed, "images", "flip")).to(device) < s.wrong_labels
+)
+random_labels = torch.randint(
+    classes, (len(train),), generator=generator(seed, "images", "labels")
+).to(device)
 labels = torch.where(wrong, random_labels, train.y)
 half = len(test) // 2  # variances are chosen on the first half, claims decided on the second
 
@@ -1047,7 +1260,7 @@ def fit_images(build, arms, *, penalty=False, steps=s.steps, record=None, record
     return fit(
         Ensemble(nets).to(device), (regularised_loss if penalty else noised_loss)(CrossEntropy),
         [Batches(train.x, labels, batch_size=64, seed=member) for _, member in arms], seed=[m for _, m in arms],
-        steps=steps, lr=1e-3, noise=white_probe(classes) if penalty else site_noise(nets[0]),
+        steps=steps, lr=s.lr, noise=white_probe(classes) if penalty else site_noise(nets[0]),
         hyper={"variance": torch.tensor([v for v, _ in arms])}, record=record, record_every=max(1, steps // records),
         desc="images: R" if penalty else "images: noise",
     )  # fmt: skip
@@ -1063,7 +1276,9 @@ def test_loss(ensemble, _step):
     logits = test_logits(ensemble)[:, half:]
     target = test.y[half:].expand(len(ensemble), -1)
     return {
-        "test": torch.nn.functional.cross_entropy(logits.movedim(2, 1), target, reduction="none").mean(1),
+        "test": torch.nn.functional.cross_entropy(
+            logits.movedim(2, 1), target, reduction="none"
+        ).mean(1),
     }
 
 
@@ -1121,13 +1336,18 @@ def mean_of(scores, variance, key):
 print("arm          accuracy  test loss   ECE    entropy  margin  (means over seeds)")
 for name, scores, arm_grid in (("noise", noised, noise_grid), ("R", penalised, penalty_grid)):
     for v in arm_grid:
-        row = [mean_of(scores, v, key) for key in ("accuracy", "loss report", "ece report", "entropy", "margin")]
+        row = [
+            mean_of(scores, v, key)
+            for key in ("accuracy", "loss report", "ece report", "entropy", "margin")
+        ]
         print(f"{name:6s}{v:5.2f} " + "".join(f"{value:9.3f}" for value in row))
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, len(penalty_grid), figsize=(9.6, 3.5), sharey=True)
 curve = {("noise", *arm): by_noise.metrics["test"][:, i] for i, arm in enumerate(noise_arms)}
-curve |= {("regulariser", *arm): by_penalty.metrics["test"][:, i] for i, arm in enumerate(penalty_arms)}
+curve |= {
+    ("regulariser", *arm): by_penalty.metrics["test"][:, i] for i, arm in enumerate(penalty_arms)
+}
 for axis, v in zip(axes, penalty_grid):
     for role, key in (
         ("baseline", ("noise", 0.0)),
@@ -1136,7 +1356,9 @@ for axis, v in zip(axes, penalty_grid):
     ):
         lines = torch.stack([curve[(*key, m)] for m in image_seeds])
         axis.plot(by_noise.steps, lines.mean(0), color=COLOURS[role], label=NAMES[role])
-        axis.fill_between(by_noise.steps, lines.amin(0), lines.amax(0), color=COLOURS[role], alpha=0.2, lw=0)
+        axis.fill_between(
+            by_noise.steps, lines.amin(0), lines.amax(0), color=COLOURS[role], alpha=0.2, lw=0
+        )
     axis.set(
         title=f"σ² = {v}",
         xlabel="step",
@@ -1180,7 +1402,9 @@ chapter.claim(
     "C5",
     closeness_low=closeness_at(0.01),
     closeness_high=closeness_at(0.03),
-    control=dict(closeness_low=closeness_at(0.01, twin=True), closeness_high=closeness_at(0.03, twin=True)),
+    control=dict(
+        closeness_low=closeness_at(0.01, twin=True), closeness_high=closeness_at(0.03, twin=True)
+    ),
 )
 chapter.keep(
     image_steps=by_noise.steps,
@@ -1197,19 +1421,23 @@ chapter.keep(
 # $M(x) = \min_{j\ne y}(f_y-f_j)/\|\nabla_xf_y-\nabla_xf_j\|$, a local form of the bound of {cite}`sokolic2017robust`. First order may flatter: beside it
 # stands the distance at which DeepFool actually crosses the boundary.
 
-# %%
+# %% tags=["hide-input"]
 chosen = {"baseline": (noised, 0.0), "noise": (noised, 0.1), "regulariser": (penalised, 0.1)}
 members = {
     "baseline": by_noise.module.member(noise_arms.index((0.0, image_seeds[0]))),
     "noise": by_noise.module.member(noise_arms.index((0.1, image_seeds[0]))),
 }
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7))
-top = 1.05 * max(float(scores[v, image_seeds[0]]["margins"].quantile(0.99)) for scores, v in chosen.values())
+top = 1.05 * max(
+    float(scores[v, image_seeds[0]]["margins"].quantile(0.99)) for scores, v in chosen.values()
+)
 for role, (scores, v) in chosen.items():
     pooled = torch.cat([scores[v, m]["margins"] for m in image_seeds])
     left.hist(pooled.clamp(-top / 2, top).numpy(), bins=50, range=(-top / 2, top), histtype="step", lw=1.8,
               density=True, color=COLOURS[role], label=f"{NAMES[role]}, median {pooled.median():.2f}")  # fmt: skip
-left.set(xlabel="first-order margin M(x) (input units)", ylabel="density", title="Test images, all seeds")
+left.set(
+    xlabel="first-order margin M(x) (input units)", ylabel="density", title="Test images, all seeds"
+)
 left.legend(fontsize=8)
 for role, member in members.items():
     x, y = test.x[half : half + 200], test.y[half : half + 200]
@@ -1241,7 +1469,10 @@ chapter.claim(
     "C10",
     noise=[noised[0.1, m]["margin"] / plain[m]["margin"] for m in image_seeds],
     regulariser=[penalised[0.1, m]["margin"] / plain[m]["margin"] for m in image_seeds],
-    control={role: [twins[m]["margin"] / plain[m]["margin"] for m in image_seeds] for role in ("noise", "regulariser")},
+    control={
+        role: [twins[m]["margin"] / plain[m]["margin"] for m in image_seeds]
+        for role in ("noise", "regulariser")
+    },
 )
 
 # %% [markdown]
@@ -1252,7 +1483,7 @@ chapter.claim(
 # chosen on one half of the test images, and the other half decides. The wrong twin is chosen in the same way among as many unregularised networks.
 
 
-# %%
+# %% tags=["hide-input"]
 def pick(candidates, key):
     """The candidate with the lowest `key` on the choosing half."""
     return min(candidates, key=lambda score: score[f"{key} choose"])
@@ -1277,14 +1508,29 @@ for axis, (key, label) in zip(
         ("accuracy", "test accuracy"),
     ),
 ):
-    for role, scores, arms in (("noise", noised, noise_grid[1:]), ("regulariser", penalised, penalty_grid)):
+    for role, scores, arms in (
+        ("noise", noised, noise_grid[1:]),
+        ("regulariser", penalised, penalty_grid),
+    ):
         values = torch.tensor([[scores[v, m][key] for m in image_seeds] for v in arms])
         axis.errorbar(
-            arms, values.mean(1), values.std(1), color=COLOURS[role], marker="o", capsize=3, label=NAMES[role]
+            arms,
+            values.mean(1),
+            values.std(1),
+            color=COLOURS[role],
+            marker="o",
+            capsize=3,
+            label=NAMES[role],
         )
     base = torch.tensor([plain[m][key] for m in image_seeds])
     axis.axhline(base.mean(), color=COLOURS["baseline"], ls="--", label=NAMES["baseline"])
-    axis.axhspan(base.mean() - base.std(), base.mean() + base.std(), color=COLOURS["baseline"], alpha=0.15, lw=0)
+    axis.axhspan(
+        base.mean() - base.std(),
+        base.mean() + base.std(),
+        color=COLOURS["baseline"],
+        alpha=0.15,
+        lw=0,
+    )
     axis.set(xscale="log", xlabel="variance σ²", title=label)
 axes[0].set_ylim(bottom=0)
 axes[0].legend(fontsize=8)
@@ -1292,12 +1538,12 @@ chapter.show(
     fig,
     "optimal-variance",
     alt="Calibration error, test loss and accuracy against noise variance on a logarithmic axis, with the unregularised level dashed. "
-    "Calibration error and loss fall to a minimum and rise again at large variance; accuracy has a shallow maximum before it falls.",
-    caption="Calibration error is U-shaped in the variance, and its best value is not where accuracy peaks. Bars and band: one standard "
-    "deviation over seeds.",
+    "Calibration error and loss fall to a minimum and rise again at large variance; accuracy falls at large variance.",
+    caption="Loss and calibration error have their best value at a variance well above the range where $R$ replaces the noise, and accuracy pays for it. "
+    "Bars and band: one standard deviation over seeds.",
 )
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.5), sharey=True)
 middle = min(noise_grid[1:-1], key=lambda v: mean_of(noised, v, "ece report"))
 for axis, v in zip(axes, (0.0, middle, noise_grid[-1])):
@@ -1335,10 +1581,12 @@ axes[0].legend(fontsize=8, loc="upper left")
 chapter.show(
     fig,
     "reliability",
-    alt="Three reliability diagrams. Without noise the bars lie below the diagonal and most images have confidence near one; at the best "
-    "variance the bars follow the diagonal; at variance one they lie above it.",
-    caption="Without noise the network is over-confident; the best variance calibrates it; too much makes it under-confident.",
+    alt="Three reliability diagrams, accuracy against confidence in bins, with the share of images per bin: without noise most images have "
+    "confidence near one and bars lie below the diagonal; at the best variance they lie closer to it; the third is the largest variance.",
+    caption="Without noise the network is over-confident: its bars lie below the diagonal. The best variance brings them closer; the largest undoes "
+    "part of that.",
 )
+
 
 # %% tags=["nbval-check-output"]
 chapter.claim(
@@ -1348,9 +1596,12 @@ chapter.claim(
     control=dict(noise=[selected("ece", m, "control") for m in image_seeds]),
 )
 ece = torch.tensor([[noised[v, m]["ece report"] for v in noise_grid] for m in image_seeds])
-best_ece = torch.tensor([pick([noised[v, m] for v in noise_grid[1:]], "ece")["ece report"] for m in image_seeds])
+best_ece = torch.tensor(
+    [pick([noised[v, m] for v in noise_grid[1:]], "ece")["ece report"] for m in image_seeds]
+)
 tilt = [
-    float((row.weight * (row.confidence - row.accuracy)).sum()) for row in (noised[1.0, m]["bins"] for m in image_seeds)
+    float((row.weight * (row.confidence - row.accuracy)).sum())
+    for row in (noised[1.0, m]["bins"] for m in image_seeds)
 ]
 flat_twin = torch.tensor([twins[m]["ece report"] for m in image_seeds])
 chapter.claim(
@@ -1361,7 +1612,10 @@ chapter.claim(
     control=dict(
         left=(ece[:, 0] / flat_twin).tolist(),
         right=(ece[:, 0].roll(1) / flat_twin).tolist(),
-        tilt=[float((r.weight * (r.confidence - r.accuracy)).sum()) for r in (twins[m]["bins"] for m in image_seeds)],
+        tilt=[
+            float((r.weight * (r.confidence - r.accuracy)).sum())
+            for r in (twins[m]["bins"] for m in image_seeds)
+        ],
     ),
 )
 
@@ -1381,7 +1635,9 @@ def table_scores(name, penalty=False):
     parts = []
     for fold in folds:
         rows = chapter.load(name, "train", fallback="diabetes", fold=fold)
-        order = torch.randperm(len(rows), generator=generator(seed, "tables", name, fold)).to(device)
+        order = torch.randperm(len(rows), generator=generator(seed, "tables", name, fold)).to(
+            device
+        )
         cut = len(rows) * 4 // 5
         tested = chapter.load(name, "test", fallback="diabetes", fold=fold)
         parts.append(
@@ -1395,7 +1651,9 @@ def table_scores(name, penalty=False):
             )
         )
     # the same initial weights and batches for every variance; the second unregularised set has weights of its own
-    arms = [(v, fold, "init") for v in table_grid for fold in folds] + [(0.0, fold, "twin") for fold in folds]
+    arms = [(v, fold, "init") for v in table_grid for fold in folds] + [
+        (0.0, fold, "twin") for fold in folds
+    ]
     width = parts[0][0].shape[1]
     nets = [
         NoisyMLP((width, 64, 64, 1), "elu", generator=generator(seed, "tables", purpose, fold))
@@ -1408,7 +1666,9 @@ def table_scores(name, penalty=False):
         noise=white_probe(1) if penalty else site_noise(nets[0]), hyper={"variance": torch.tensor([v for v, _, _ in arms])},
         record_every=s.table_steps, desc=f"{name}: {'R' if penalty else 'noise'}",
     )  # fmt: skip
-    errors = torch.zeros(len(arms), 2)  # [arms, (choose, report)], mean squared error in standardised units
+    errors = torch.zeros(
+        len(arms), 2
+    )  # [arms, (choose, report)], mean squared error in standardised units
     for i, (_, fold, _) in enumerate(arms):
         net = trained.module.member(i).requires_grad_(False)
         *_, x_choose, y_choose, x_test, y_test = parts[fold]
@@ -1425,7 +1685,9 @@ def table_scores(name, penalty=False):
     }
 
 
-by_table = {(name, penalty): table_scores(name, penalty) for name in tables for penalty in (False, True)}
+by_table = {
+    (name, penalty): table_scores(name, penalty) for name in tables for penalty in (False, True)
+}
 for (name, penalty), row in by_table.items():
     print(
         f"{name:9s} {'R    ' if penalty else 'noise'}: test MSE {row['best'].mean():.4f}, without {row['plain'].mean():.4f}, "
@@ -1433,8 +1695,14 @@ for (name, penalty), row in by_table.items():
     )
 
 # %% tags=["nbval-check-output"]
-table_ratio = {name: (by_table[name, False]["best"] / by_table[name, False]["plain"]).tolist() for name in tables}
-table_twin = {name: (by_table[name, False]["twin"] / by_table[name, False]["plain"]).tolist() for name in tables}
+table_ratio = {
+    name: (by_table[name, False]["best"] / by_table[name, False]["plain"]).tolist()
+    for name in tables
+}
+table_twin = {
+    name: (by_table[name, False]["twin"] / by_table[name, False]["plain"]).tolist()
+    for name in tables
+}
 first_name, last_name = table_names[0], table_names[-1]
 chapter.claim(
     "C15",
@@ -1523,19 +1791,31 @@ curved_noise = fit_images(small, curve_arms, **options)
 curved_penalty = fit_images(small, [(0.1, m) for m in image_seeds], penalty=True, **options)
 log_trace = {
     name: {
-        **{arm: curved_noise.metrics[name][:, i].clamp_min(1e-6).log() for i, arm in enumerate(curve_arms)},
-        **{("R", m): curved_penalty.metrics[name][:, i].clamp_min(1e-6).log() for i, m in enumerate(image_seeds)},
+        **{
+            arm: curved_noise.metrics[name][:, i].clamp_min(1e-6).log()
+            for i, arm in enumerate(curve_arms)
+        },
+        **{
+            ("R", m): curved_penalty.metrics[name][:, i].clamp_min(1e-6).log()
+            for i, m in enumerate(image_seeds)
+        },
     }
     for name in ("clean", "noised")
 }
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.5), sharey=True)
-for axis, (name, title) in zip(axes, (("noised", "on the noised loss"), ("clean", "on the clean loss"))):
+for axis, (name, title) in zip(
+    axes, (("noised", "on the noised loss"), ("clean", "on the clean loss"))
+):
     for role, key in (("baseline", 0.0), ("noise", 0.1), ("regulariser", "R")):
         lines = torch.stack([log_trace[name][key, m].exp() for m in image_seeds])
-        axis.plot(curved_noise.steps, lines.mean(0), color=COLOURS[role], marker="o", label=NAMES[role])
-        axis.fill_between(curved_noise.steps, lines.amin(0), lines.amax(0), color=COLOURS[role], alpha=0.2, lw=0)
+        axis.plot(
+            curved_noise.steps, lines.mean(0), color=COLOURS[role], marker="o", label=NAMES[role]
+        )
+        axis.fill_between(
+            curved_noise.steps, lines.amin(0), lines.amax(0), color=COLOURS[role], alpha=0.2, lw=0
+        )
     axis.set(yscale="log", xlabel="step", title=f"Trace of the weight Hessian {title}")
 axes[0].set_ylabel("trace (nats per squared weight)")
 axes[0].legend(fontsize=9)
@@ -1591,7 +1871,9 @@ torch.set_default_dtype(torch.float64)
 def rescaled(activation, a=20.0):
     """Outputs, hidden terms and input term after h_k → a h_k in every hidden layer, relative to before."""
     net, x, _ = small_problem(activation, SquaredError)
-    other = NoisyMLP(net.sizes, activation, generator=generator(seed, "unused")).requires_grad_(False)
+    other = NoisyMLP(net.sizes, activation, generator=generator(seed, "unused")).requires_grad_(
+        False
+    )
     other.load_state_dict(net.state_dict())
     other.layers[0].weight.mul_(a)
     other.layers[-1].weight.div_(a)  # the maps in between see a h on both sides
@@ -1627,17 +1909,24 @@ def linear_ratio(activation):
 sigma_0, rows = 0.7, 40
 x = torch.randn(rows, 6, generator=generator(seed, "ridge", "x"))
 y = torch.randn(rows, 3, generator=generator(seed, "ridge", "y"))
-single = NoisyMLP((6, 3), "linear", generator=generator(seed, "ridge", "init")).requires_grad_(False)
+single = NoisyMLP((6, 3), "linear", generator=generator(seed, "ridge", "init")).requires_grad_(
+    False
+)
 
 
 def penalised_loss(w):
     net = lambda x, eps=None: functional_call(single, {"layers.0.weight": w.view(3, 6)}, (x, eps))
     net.sites = single.sites
-    return SquaredError.loss(net(x)[0], y).mean() + sigma_0**2 * layer_terms(net, x, SquaredError).sum()
+    return (
+        SquaredError.loss(net(x)[0], y).mean()
+        + sigma_0**2 * layer_terms(net, x, SquaredError).sum()
+    )
 
 
 start = torch.zeros(18)
-newton = -torch.linalg.solve(torch.func.hessian(penalised_loss)(start), grad(penalised_loss)(start)).view(3, 6)
+newton = -torch.linalg.solve(
+    torch.func.hessian(penalised_loss)(start), grad(penalised_loss)(start)
+).view(3, 6)
 
 
 def ridge_distance(penalty):
@@ -1658,17 +1947,20 @@ chapter.claim(
 # %% [markdown]
 # ### The missing term through training
 #
-# $K$ is residual times curvature, so it should fade as residuals shrink. We train a small tanh network on noiseless teacher outputs and on noisy ones and follow
-# $R$, $K$ and the measured change of the loss at $\sigma = 0.1$.
+# $K$ is residual times curvature. Bishop's argument says when it may be dropped: residuals vanish, or they average out because $f$ has reached
+# $\mathbb{E}[y\mid x]$. Two regressions by a small tanh network show both: 64 exact teacher outputs, and 2,048 noisy ones that it cannot interpolate.
+# We follow $R$, $K$ and the measured change of the loss at $\sigma = 0.1$.
 
 
-# %%
-def follow(label_noise, steps=s.follow_steps):
-    x = torch.randn(64, 8, generator=generator(seed, "follow", "x"))
-    teacher = NoisyMLP((8, 16, 5), "tanh", generator=generator(seed, "follow", "teacher")).requires_grad_(False)
-    y = teacher(x)[0] + label_noise * torch.randn(64, 5, generator=generator(seed, "follow", "y"))
+# %% tags=["hide-input"]
+def follow(label_noise, rows, steps=s.follow_steps):
+    x = torch.randn(rows, 8, generator=generator(seed, "follow", "x"))
+    teacher = NoisyMLP(
+        (8, 16, 5), "tanh", generator=generator(seed, "follow", "teacher")
+    ).requires_grad_(False)
+    y = teacher(x)[0] + label_noise * torch.randn(rows, 5, generator=generator(seed, "follow", "y"))
     net = NoisyMLP((8, 16, 16, 5), "tanh", generator=generator(seed, "follow", "init"))
-    unit = draws_of(net, 64, 100, "follow")
+    unit = draws_of(net, rows, 50, "follow")
 
     def record(net, _step):
         with torch.no_grad():
@@ -1686,20 +1978,24 @@ def follow(label_noise, steps=s.follow_steps):
 
 
 fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.5))
-for axis, level in zip(axes, (0.0, 1.0)):
-    steps, rows_ = follow(level)
-    axis.plot(steps, rows_["change"], color=COLOURS["noise"], marker="o", label="E ΔL / σ² measured")
+for axis, (level, count) in zip(axes, ((0.0, 64), (1.0, 2_048))):
+    steps, rows_ = follow(level, count)
+    axis.plot(
+        steps, rows_["change"], color=COLOURS["noise"], marker="o", label="E ΔL / σ² measured"
+    )
     axis.plot(steps, rows_["R"], color=COLOURS["regulariser"], label="R / σ²")
-    axis.plot(steps, rows_["R"] + rows_["K"], color=COLOURS["theory"], ls="--", label="(R + K) / σ²")
-    axis.set(xlabel="step", title=f"label noise {level:g}", ylim=(0, None))
+    axis.plot(
+        steps, rows_["R"] + rows_["K"], color=COLOURS["theory"], ls="--", label="(R + K) / σ²"
+    )
+    axis.set(xlabel="step", title=f"{count:,} examples, label noise {level:g}", ylim=(0, None))
 axes[0].set_ylabel("loss change / σ² (nats)")
 axes[0].legend(fontsize=9)
 chapter.show(
     fig,
     "missing-term",
-    alt="Loss change over sigma squared, R, and R plus K against training step, for clean and for noisy labels. R plus K follows the measured "
-    "change; R alone is off at the start and joins the others as training fits the labels.",
-    caption="Bishop's argument live: the gap between $R$ and the measured change is $K$, and it closes as residuals shrink.",
+    alt="Loss change over sigma squared, R, and R plus K against training step, for exact and for noisy labels. R plus K follows the measured "
+    "change throughout; R alone starts well above or below it and joins the others as training goes on.",
+    caption="The gap between $R$ and the measured change at the start of training is $K$, and it closes in both cases.",
 )
 torch.set_default_dtype(torch.float32)
 
@@ -1712,7 +2008,7 @@ chapter.ledger()
 # %% [markdown]
 # ## At paper scale
 
-# %%
+# %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
 paper_scale = chapter.recorded("gpu")
@@ -1764,7 +2060,7 @@ else:
 # - **The official code** could not be run as published: a class that is not defined, a flag that is not declared, an import of an unrelated package, and targets of the Boston loader built from
 #   the inputs. The text of the margin and calibration sections, and all tables, were not available to us; where a claim says "details not seen", its quantity is our choice.
 
-# %%
+# %% tags=["hide-input"]
 depths = (2, 3, 4, 6, 8, 12)
 
 
@@ -1773,7 +2069,9 @@ def ratio_by_depth(activation, likelihood, sigma=0.3):
     values = []
     for depth in depths:
         nets = [
-            NoisyMLP((16, *[32] * (depth - 1), 5), activation, generator=generator(m, "depth", depth))
+            NoisyMLP(
+                (16, *[32] * (depth - 1), 5), activation, generator=generator(m, "depth", depth)
+            )
             for m in member_seeds(seed, 8)
         ]
         ensemble = Ensemble(nets).requires_grad_(False)
@@ -1834,13 +2132,22 @@ chapter.show(
 # leading order; noise on noise is of higher order).
 
 # %%
-net = NoisyMLP((4, 8, 8, 2), "linear", generator=generator(seed, "exercise")).requires_grad_(False).double()
+net = (
+    NoisyMLP((4, 8, 8, 2), "linear", generator=generator(seed, "exercise"))
+    .requires_grad_(False)
+    .double()
+)
 x = torch.randn(32, 4, generator=generator(seed, "exercise", "x")).double()
 _, hidden = net(x)
 _, jacobians = output_jacobians(net, x)
-multiplicative = sum(0.5 * (j * h[:, None]).square().sum((1, 2)).mean() for j, h in zip(jacobians, hidden))
+multiplicative = sum(
+    0.5 * (j * h[:, None]).square().sum((1, 2)).mean() for j, h in zip(jacobians, hidden)
+)
 eps = [0.05 * h * xi for h, xi in zip(hidden, draws_of(net.double(), 32, 4_000, "exercise"))]
-measured = loss_change(net, x, torch.zeros(32, 2).double(), SquaredError, [e.double() for e in eps]).mean() / 0.05**2
+measured = (
+    loss_change(net, x, torch.zeros(32, 2).double(), SquaredError, [e.double() for e in eps]).mean()
+    / 0.05**2
+)
 print(f"measured / formula = {measured / multiplicative:.3f}")
 
 # %% [markdown]
@@ -1862,7 +2169,9 @@ torch.set_default_dtype(torch.float64)
 net, x, y = small_problem("tanh", CrossEntropy)
 r = layer_terms(net, x, CrossEntropy).sum()
 for name, target in (("labels", y), ("shuffled", y.roll(1))):
-    print(f"{name:9s} R = {r:.4f}, K = {second_order_terms(net, x, target, CrossEntropy).sum() - r:.4f}")
+    print(
+        f"{name:9s} R = {r:.4f}, K = {second_order_terms(net, x, target, CrossEntropy).sum() - r:.4f}"
+    )
 torch.set_default_dtype(torch.float32)
 
 # %% [markdown]

@@ -5,6 +5,14 @@ from companion.chapters.chapter import box
 SLOPE = {"slope": [3.98, 4.02], "control": {"slope": 2.0}}
 
 
+def entries(start):
+    """The entries of C1, C2 and C3 after a smoke run."""
+    chapter = start()
+    chapter.claim("C1", **SLOPE)
+    chapter.claim("C2", base=1, noisy=0.5)
+    return chapter.entries()
+
+
 def test_the_ledger_shows_every_box_and_the_totals(start, displayed):
     chapter = start()
     chapter.claim("C1", **SLOPE)
@@ -22,7 +30,7 @@ def test_the_ledger_shows_every_box_and_the_totals(start, displayed):
 
 
 def test_a_box_says_all_in_words(start):
-    text = box(start().claim("C1", **SLOPE))
+    text = box(entries(start)[0])
     title, *rest = text.split("\n\n")
     assert title == "**C1 · The slope is four · verified**"
     assert rest[0] == "*Theorem, Theorem 1.* The remainder vanishes with the fourth power of $\\sigma$."
@@ -36,15 +44,14 @@ def test_a_box_says_all_in_words(start):
 
 
 def test_a_bar_or_a_line_break_does_not_end_a_table_cell(start):
-    entry = start().claim("C1", **SLOPE)
+    entry = entries(start)[0]
     entry["control"]["what"] = "|a| without\nits bars"
     assert "| Control: \\|a\\| without its bars | slope" in box(entry)
 
 
 def test_boxes_of_the_undecided_and_the_unattempted(start):
-    chapter = start()
-    assert "*Note:* the smoke profile is too small to decide it." in box(chapter.claim("C2", base=1, noisy=0.5))
-    chapter.claim("C1", **SLOPE)
-    text = box(chapter.entries()[2])
+    _, undecided, unattempted = entries(start)
+    assert "*Note:* the smoke profile is too small to decide it." in box(undecided)
+    text = box(unattempted)
     assert "| Paper | not seen |" in text and "*Note:* the paper gives no learning rate." in text
     assert "Ours" not in text and "Rule" not in text

@@ -74,7 +74,7 @@ class Condition(_Strict):
 
     def words(self, over: Over | None) -> str:
         """Return the condition as a reader would say it, with how seeds are combined (None: a single one)."""
-        seeds = {"mean": " (mean)", "every": " (every seed)", "ci": " (95% interval)", None: ""}[over]
+        seeds = {"mean": " (mean)", "every": " (every value)", "ci": " (95% interval)", None: ""}[over]
         if self.order:
             return " > ".join(self.order) + seeds
         if self.within:

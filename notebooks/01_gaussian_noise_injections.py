@@ -737,8 +737,12 @@ fig, axis = plt.subplots(figsize=(7.2, 2.6))
 bars = {"p attached: value": attached[0], "p attached: gradient": attached[1],
         "p detached: value": detached[0], "p detached: gradient": detached[1]}  # fmt: skip
 colours = [COLOURS["theory"]] * 2 + [COLOURS["highlight"]] * 2
-axis.barh(list(bars)[::-1], list(bars.values())[::-1], color=colours[::-1])
-axis.set(xscale="log", xlabel="relative error of the mean over all 32 sign probes")
+axis.barh(
+    list(bars)[::-1], [max(v, 1e-17) for v in bars.values()][::-1], color=colours[::-1], left=1e-18
+)
+axis.set(
+    xscale="log", xlim=(1e-18, 10), xlabel="relative error of the mean over all 32 sign probes"
+)
 chapter.show(
     fig,
     "probe-errors",
@@ -830,8 +834,8 @@ steep = {
 chapter.show(
     fig,
     "penalty-at-samples",
-    alt="Left: two fits through nine samples of a sine. Right: modulus of the slope with the samples marked; with R the slope is small at the "
-    "samples and rises between them, without R it is large at many samples.",
+    alt="Left: two fits through nine samples of a sine, the one with R in flatter steps. Right: modulus of the slope with the samples marked; with R it "
+    "is lower at the samples and has its peaks in the gaps between them.",
     caption=f"On finite data the penalty flattens the function at the samples: mean $|f'|$ there {steep['regulariser'][0]:.2f} against "
     f"{steep['regulariser'][1]:.2f} over the whole interval; without $R$ {steep['baseline'][0]:.2f} against {steep['baseline'][1]:.2f}.",
 )
@@ -1138,6 +1142,8 @@ left.set(
     title="At initialisation",
     ylim=(0, 2.2),
 )
+left.set_xticks(variances, [f"{v:g}" for v in variances])
+left.minorticks_off()
 left.legend(fontsize=8)
 mean, spread = early.metrics["ratio"].mean(1), early.metrics["ratio"].std(1)
 right.plot(early.steps, mean, color=COLOURS["noise"], marker="o")
@@ -2182,8 +2188,8 @@ else:
 #   compound with depth ({numref}`depth`); ReLU networks show no such trend.
 # - **The smallest variances.** At $\sigma^2 = 0.01$ the curves with noise, with $R$ and with neither are so close that three seeds do not separate them (C5).
 # - **The printed Fourier formula** has a modulus inside the integral; it is a bound, not an equality (C7).
-# - **Calibration.** On these images even large noise leaves the network over-confident: it grows its activations until the noise matters little, which the
-#   symmetry of B2 permits. The under-confidence that a pilot saw on noisy digit labels is not general (B4).
+# - **Calibration.** On these images the error falls up to variances at which accuracy has collapsed, and the network does not become clearly under-confident: it can
+#   grow its activations until the noise matters less, which the symmetry of B2 permits. The U of a pilot on noisy digit labels is not general (B4).
 # - **Tables.** Noise, tuned on held-out rows, does not lower the error on every split of the two regression tables (C15).
 # - **Layer ordering** is a motion that a symmetry of the network allows (B2); under $R$ it is weaker than under noise (C9).
 # - **The official code** could not be run as published: a class that is not defined, a flag that is not declared, an import of an unrelated package, and targets of the

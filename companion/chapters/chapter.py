@@ -70,7 +70,7 @@ class Chapter:
         card = provenance.data_card(found.card, split)
         if name != wanted:
             card["stands_in_for"] = wanted
-        if card["stands_in_for"]:
+        if card["stands_in_for"] and card["stands_in_for"] not in {c["stands_in_for"] for c in self._cards.values()}:
             why = found.card.note if name == wanted else "The smoke profile reads embedded data only."
             notice = f"**Stand-in data: {card['name']} for {wanted}.** {why}"
             display(Markdown(notice), metadata={"companion": {"stand_in": wanted}})

@@ -115,6 +115,7 @@ def test_a_stand_in_is_announced_and_stops_the_claim_that_rests_on_it(start, sto
     store.remove("mnist")
     chapter = start("cpu")
     assert chapter.load("mnist", fallback="digits").card.name == "digits"
+    chapter.load("mnist", "test", fallback="digits")  # the other split: said once
     assert displayed == [("**Stand-in data: digits for mnist.** mnist is missing.", {"stand_in": "mnist"})]
     chapter.claim("C2", base=1.0, noisy=0.5, control={"base": 1.0, "noisy": 1.0})
     chapter.claim("C1", **SLOPE)

@@ -51,7 +51,7 @@ def _cores() -> int:
 
 def _expected(profile: str) -> str:
     if profile == "gpu" and not torch.cuda.is_available():
-        return "needs a CUDA device; its recorded results are in the book"
+        return "needs a CUDA device; recorded runs, where there are any, are shown in the book"
     notes = {chapter: results.run_note(chapter, profile) for chapter in paths.chapters()}
     budget = profiles.get(profile).budget / 60
     minutes = sum(note["minutes"] if note else budget for note in notes.values())

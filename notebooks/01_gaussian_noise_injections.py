@@ -449,8 +449,8 @@ table = {name: expansion(*case) for name, case in cases.items()}
 for name, row in table.items():
     change = (row["rest"] + square * (row["R"] + row["K"])) / square
     print(
-        f"{name:13s} R {row['R']:6.3f}  K {row['K']:6.3f}   E ΔL/R at σ = .02 {change[0] / row['R']:.3f}"
-        f"   E ΔL/(R+K) at σ = .1 {change[2] / (row['R'] + row['K']):.3f}"
+        f"{name:13s} R {row['R']:6.2f}  K {row['K']:6.2f}   E ΔL/R {change[0] / row['R']:.3f} (σ .02)"
+        f"   E ΔL/(R+K) {change[2] / (row['R'] + row['K']):.3f} (σ .1)"
     )
 
 # %% tags=["nbval-check-output"]
@@ -591,6 +591,7 @@ chapter.claim(
 # :::{prf:proposition} Forms of the cross-entropy penalty
 # :label: prop-forms
 # With $J_i$ the $i$-th row of $J_k$,
+#
 # $$\mathrm{Tr}(J_k^\top H_LJ_k) = \sum_i p_i\|J_i\|^2 - \Big\|\sum_ip_iJ_i\Big\|^2
 # = \tfrac12\sum_{i,j}p_ip_j\|J_i-J_j\|^2 = \mathbb{E}_{c\sim p}\|\nabla_{h_k}\log p_c\|^2 .$$
 # :::

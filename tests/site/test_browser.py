@@ -46,7 +46,7 @@ MATHEMATICS = r"""async () => {
     const text = words.currentNode.data;
     const within = words.currentNode.parentElement;
     const verbatim = within.closest("script, style, code, pre, textarea, mjx-container");
-    if (/\\[(\[]|\$\$/.test(text) && !verbatim) found.push(`raw mathematics: ${text.trim().slice(0, 60)}`);
+    if (/\\[(\[]|\$\$|(^|\s)\$(\s|$)/.test(text) && !verbatim) found.push(`raw mathematics: ${text.trim().slice(0, 60)}`);
   }
   return found;
 }"""

@@ -46,7 +46,8 @@ MATHEMATICS = r"""async () => {
     const text = words.currentNode.data;
     const within = words.currentNode.parentElement;
     const verbatim = within.closest("script, style, code, pre, textarea, mjx-container");
-    if (/\\[(\[]|\$\$|(^|\s)\$(\s|$)/.test(text) && !verbatim) found.push(`raw mathematics: ${text.trim().slice(0, 60)}`);
+    if (/\\[(\[]|\$\$|(^|\s)\$(\s|$)/.test(text) && !verbatim)
+      found.push(`raw mathematics: ${text.trim().slice(0, 60)}`);
   }
   return found;
 }"""
@@ -243,6 +244,7 @@ FAULTY = {
     "script error": "<script>throw new Error('planted')</script>",
     "needs the network": '<script src="https://cdn.example.org/require.min.js"></script>',
     "raw mathematics": r"<p>The loss \(x\) is</p>",
+    "raw mathematics: With J": "<p>With J, $ <i>x</i></p>",
     "mathematics not rendered": '<span class="math">x</span>',
     "mathematics with an error": "<mjx-merror>Undefined control sequence</mjx-merror>",
     "contrast": '<p style="color: #999; background: #aaa">grey on grey</p>',

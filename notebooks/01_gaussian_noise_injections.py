@@ -439,7 +439,7 @@ def expansion(activation, likelihood):
     return {
         "R": float(r.sum()),
         "K": float(k.sum()),
-        "identity": float((r + k - whole).abs().max() / whole.abs().max()),
+        "terms": (r, k, whole),
         "rest": left_over.mean(1) + square * (whole.sum() - r.sum() - k.sum()),
         "error": left_over.std(1) / left_over.shape[1] ** 0.5,
     }
@@ -459,10 +459,11 @@ smooth = [row for name, row in table.items() if name.startswith(("tanh", "softpl
 
 def fit_of(row, factor=1.0):
     """How well factor · R + K explains the change: slope of the remainder, that without K, ratio, identity."""
+    r, k, whole = row["terms"]
     rest = row["rest"] + square * (1 - factor) * row["R"]
     second = factor * row["R"] + row["K"]
     return {
-        "identity": row["identity"] + abs(factor - 1) * abs(row["R"] / second),
+        "identity": float((factor * r + k - whole).abs().max() / whole.abs().max()),
         "slope": slope(sigmas, rest.abs()),
         "slope_R_only": slope(sigmas, (rest + square * row["K"]).abs()),
         "ratio": float(1 + rest[2] / (square[2] * second)),
@@ -1259,8 +1260,8 @@ axes[0].legend(fontsize=8)
 chapter.show(
     fig,
     "layer-norms",
-    alt="Jacobian norms of the four hidden maps against training step in three panels, with the geometric mean of all six maps dashed. With noise the "
-    "curves fan out in order, the first highest and the last lowest; with R the first stands apart and the others cross; without noise the last is the highest.",
+    alt="Jacobian norms of the four hidden maps against training step in three panels, without noise, with noise and with R, "
+    "with the geometric mean of all six maps dashed; the order of the four curves differs between the panels.",
     caption="Mean norms at the end, maps 1 to 4: "
     + "; ".join(
         f"{NAMES[role]} " + ", ".join(f"{v:.1f}" for v in late(role, "norms").mean(0))
@@ -2181,6 +2182,8 @@ else:
 
 # %% [markdown]
 # ## Where it breaks
+#
+# What is said here of a measurement was found in the recorded `cpu` run; the ledger has the numbers of the run on this page.
 #
 # - **$R$ is not the whole second-order term** ({prf:ref}`thm-averaged`). "Small noise makes $R$ exact" holds for linear networks, at a perfect fit, or on
 #   average at a population optimum; elsewhere $K$ is of the same order and of either sign. Sizes are printed above.

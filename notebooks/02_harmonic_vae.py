@@ -1140,6 +1140,7 @@ axes[1, 1].set(
     xlabel="frequency (cycles per unit of z)",
     ylabel="log₁₀ share of power",
     xlim=(0, 0.8),
+    ylim=(-7, 0.3),
     title="Along random latent lines",
 )
 axes[1, 0].legend(fontsize=8, ncols=2)

@@ -40,6 +40,15 @@ def mean_degree(jacobian: Tensor, values: Tensor, std: float = 1.0) -> Tensor:
     return std**2 * jacobian.square().sum((1, 2)).mean() / values.var(0).sum()
 
 
+def whitened(function: Function, mean: Tensor, covariance: Tensor) -> Function:
+    """Return u ↦ function(mean + Lu) with L Lᵀ = `covariance`: what N(0, I) sees of a function under N(mean, L Lᵀ).
+
+    Its mean degree does not change when the argument of `function` is rescaled and the Gaussian with it.
+    """
+    root = torch.linalg.cholesky(covariance)
+    return lambda u: function(mean + u @ root.T)
+
+
 def linear_share(values: Tensor, z: Tensor) -> Tensor:
     """Return W¹ / Tr Var, the share of degree one, for `values` `[points, out]` at `z` `[points, in]` from N(0, I).
 
@@ -62,17 +71,18 @@ def stability(function: Function, z: Tensor, partner: Tensor, rhos: Tensor) -> T
 
 
 def line_spectrum(
-    function: Function, directions: Tensor, reach: float = 6.0, points: int = 256
+    function: Function, directions: Tensor, offsets: Tensor, reach: float = 6.0, points: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Return frequencies (cycles per unit of z) and power `[frequencies]` along lines t·v through the origin.
+    """Return frequencies (cycles per unit of z) and power `[frequencies]` along lines z0 + t·v.
 
-    `directions` `[lines, in]` are unit vectors. Values are centred and windowed by exp(−t²/4), the root of the prior's
-    density (without it the extrapolation beyond the codes would dominate), and the power is summed over
-    outputs and averaged over lines.
+    `directions` v `[lines, in]` are unit vectors and `offsets` z0 `[lines, in]` are orthogonal to them. Values are
+    centred and windowed by exp(−t²/4), the root of the prior's density (without it the extrapolation beyond the codes
+    would dominate); the power is summed over outputs and averaged over lines.
     """
     t = torch.linspace(-reach, reach, points).to(directions)
     window = torch.exp(-(t**2) / 4)
-    values = function((t[:, None] * directions[:, None]).flatten(0, 1)).view(len(directions), points, -1)
+    places = offsets[:, None] + t[:, None] * directions[:, None]  # [lines, points, in]
+    values = function(places.flatten(0, 1)).view(len(directions), points, -1)
     share = (window.square() / window.square().sum())[:, None]
     centred = (values - (values * share).sum(1, keepdim=True)) * window[:, None]
     power = torch.fft.rfft(centred, dim=1).abs().square().sum(-1).mean(0)  # [frequencies]

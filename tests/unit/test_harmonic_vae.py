@@ -16,6 +16,7 @@ from companion.analysis.gaussian_space import (
     ornstein_uhlenbeck,
     squared_norm_of_mean,
     stability,
+    whitened,
 )
 from companion.analysis.lipschitz import jacobians
 from companion.chapters import claims, ledger
@@ -75,6 +76,17 @@ def test_mean_degree_is_one_for_affine_maps_k_for_degree_k_and_blind_to_scale():
     assert float(mean_degree(jacobians(affine, points), affine(points), std=0.5)) == pytest.approx(1, rel=0.02)
 
 
+def test_the_degree_of_a_whitened_function_ignores_the_unit_of_its_codes():
+    net = mlp((2, 8, 3), "tanh", generator=generator(0, "net")).double().requires_grad_(False)
+    u, mean = torch.randn(2_000, 2, generator=generator(0, "u")), torch.tensor([0.3, -0.1])
+    covariance = torch.tensor([[2.0, 0.4], [0.4, 1.0]])
+    plain = whitened(net, mean, covariance)
+    stretched = whitened(lambda z: net(z / 5), 5 * mean, 25 * covariance)
+    degrees = [float(mean_degree(jacobians(f, u), f(u))) for f in (plain, stretched)]
+    assert degrees[0] == pytest.approx(degrees[1])
+    torch.testing.assert_close(whitened(lambda z: z, mean, covariance)(u).T.cov(), covariance, rtol=0.1, atol=0.05)
+
+
 def test_linear_share_and_stability_read_the_degrees_of_a_polynomial():
     z, partner = torch.randn(2, 200_000, 1, generator=generator(0, "pairs"))
 
@@ -90,9 +102,11 @@ def test_linear_share_and_stability_read_the_degrees_of_a_polynomial():
 
 def test_line_spectrum_finds_a_pure_frequency():
     direction = torch.tensor([[0.6, 0.8]])
-    frequency, power = line_spectrum(lambda z: torch.sin(2 * math.pi * 1.5 * (z @ direction[0]))[:, None], direction)
+    frequency, power = line_spectrum(
+        lambda z: torch.sin(2 * math.pi * 1.5 * (z @ direction[0]))[:, None], direction, torch.tensor([[0.8, -0.6]])
+    )
     assert float(frequency[power.argmax()]) == pytest.approx(1.5, abs=0.13)
-    _, constant = line_spectrum(lambda z: torch.ones(len(z), 1), direction)
+    _, constant = line_spectrum(lambda z: torch.ones(len(z), 1), direction, 0 * direction)
     assert float(constant.max()) < 1e-20
 
 

@@ -1,6 +1,6 @@
 """Functions in L²(γ), γ = N(0, I): Hermite coefficients, mean degree, noise stability, and spectra along latent lines.
 
-The degree |α| of a Hermite polynomial is its frequency: the Ornstein-Uhlenbeck operator multiplies degree k by ρ^k.
+The total degree of a Hermite polynomial is its frequency: the Ornstein-Uhlenbeck operator multiplies degree k by ρ^k.
 """
 
 from collections.abc import Callable

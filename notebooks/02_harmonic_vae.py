@@ -19,15 +19,9 @@
 #
 # <!-- chips -->
 #
-# A variational autoencoder never shows its decoder a point. It shows a Gaussian cloud around each code, as wide as the
-# encoder's standard deviation. In the Fourier analysis of Gaussian space that cloud is a low-pass filter: the paper finds
-# that a larger encoder variance gives a decoder of lower frequency and a soft Lipschitz constraint on it, that noise on the
-# *input* does the same to the encoder, that the KL weight is the one knob behind both, and that this is much of what makes VAEs
-# robust to attack.
-#
-# The full text of the paper was not at hand when this chapter was written. Its claims are taken from both abstracts, from an independent
-# reproduction of its Table 1 and from the first author's page on the companion paper; **every theorem below is our own derivation** of what those sentences say, and no number here is
-# the paper's.
+# A variational autoencoder never shows its decoder a point but a Gaussian cloud, as wide as the encoder's standard deviation: a low-pass filter. The paper finds that a larger
+# encoder variance gives a decoder of lower frequency and a soft Lipschitz constraint on it, that noise on the *input* does the same to the encoder, that the KL weight is the one knob behind both, and that
+# this is much of what makes VAEs robust to attack.
 
 # %% tags=["remove-cell"]
 try:
@@ -148,8 +142,7 @@ def build(shape, size, std=None, image=None, *, member):
 # ## The effect in one picture
 #
 # The data are points of a curve, $x = (t, \mathrm{sinc}(5t))$, and the latent space is a line (tanh networks of two layers of 64, likelihood variance 0.01).
-# Four encoder standard deviations, several seeds each; nothing else differs. The decoder is a function of one variable, so we
-# can look at it, and at its spectrum.
+# Four encoder standard deviations, several seeds each; nothing else differs.
 
 # %% tags=["hide-input"]
 sinc_seeds = member_seeds(seed, s.sinc["seeds"])
@@ -299,6 +292,10 @@ chapter.claim("C4a", **sinc_orders(sinc), control=sinc_orders(stretched))
 
 # %% [markdown]
 # ## Derive
+#
+# The full text of the paper was not at hand when this chapter was written. Its claims are taken from both abstracts, from an independent
+# reproduction of its Table 1 and from the first author's page on the companion paper; **every theorem below is our own derivation** of what those sentences say, and no number here is
+# the paper's.
 #
 # ### Gaussian space
 #

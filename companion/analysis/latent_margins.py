@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.special import ndtr, ndtri
 
-from companion.analysis.attacks import Box, pgd
+from companion.analysis.attacks import Box, pgd, project
 from companion.analysis.lipschitz import jacobians, linear_layers
 from companion.analysis.robustness import Deviation, clopper_pearson
 from companion.train.ensemble import Ensemble
@@ -75,6 +75,29 @@ def maximum_damage(
         steps=steps, step=step, restarts=restarts, box=box, generator=generator,
     )  # fmt: skip
     return found.delta.view(len(radii), *x.shape)
+
+
+@torch.no_grad()
+def one_step(x: Tensor, direction: Tensor, radii: Tensor, box: Box = (0.0, 1.0)) -> Tensor:
+    """Return perturbations `[2, radii, batch, d]` along ±`direction` `[batch, d]`, of norm `radii` and inside the box.
+
+    The nearest feasible point to one far out: pixels that meet the box stay there, and the others use up the norm.
+    """
+    signs = 1e3 * torch.stack([direction, -direction])[:, None].to(x)
+    limits = radii.to(x)[:, None].expand(-1, len(x))
+    return project(signs.expand(-1, len(radii), -1, -1), limits.expand(2, -1, -1), box[0] - x, box[1] - x)
+
+
+@torch.no_grad()
+def strongest(
+    deviation: Deviation, x: Tensor, candidates: Tensor, *, latents: int, draws: int, generator: torch.Generator
+) -> Tensor:
+    """Return, of `candidates` `[candidates, radii, batch, d]`, those with the largest mean deviation."""
+    eps = _draw(generator, draws, len(x), latents, x)[:, None].expand(-1, candidates.shape[1], -1, -1).flatten(1, 2)
+    wide = x.expand(candidates.shape[1], -1, -1).flatten(0, 1)
+    damage = torch.stack([deviation(wide + c.flatten(0, 1), wide, eps).mean(0) for c in candidates])
+    best = damage.argmax(0).view(candidates.shape[1:3])
+    return candidates.gather(0, best[None, ..., None].expand(1, *candidates.shape[1:]))[0]
 
 
 @torch.no_grad()
@@ -140,6 +163,13 @@ def _draw(generator: torch.Generator, draws: int, batch: int, latents: int, like
 def shift_jacobian(model: Any, x: Tensor) -> Tensor:
     """Return the Jacobian of the encoder mean at each example, `[batch, n, d]`."""
     return jacobians(lambda v: model.encode(v)[0], x)
+
+
+def pullback_directions(model: Any, x: Tensor) -> Tensor:
+    """Return the right-singular vectors of J_g J, `[batch, n, d]`: the first moves the reconstruction most."""
+    decoder = jacobians(model.decode, model.encode(x)[0])
+    # J_g = QR, and Q keeps lengths: the product of two thin matrices need not be formed.
+    return torch.linalg.svd(torch.linalg.qr(decoder).R @ shift_jacobian(model, x), full_matrices=False)[2]
 
 
 def first_order_margins(p0: Tensor, std: Tensor, jacobian: Tensor) -> dict[str, Tensor]:

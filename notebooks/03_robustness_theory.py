@@ -317,7 +317,7 @@ constant_error = float((test_flat - mean_image).norm(dim=-1).mean())
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8))
 hero_slope = scatter(left, main)
 left.set_title(f"{title}, r = {r_main:g}")
-left.legend(fontsize=8, ncols=2)
+left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 for kind, role, label in (("beta", "noise", "β-VAE"), ("tc", "regulariser", "β-TCVAE")):
     weights = s.betas if kind == "beta" else s.penalties
     error = [main.quality.error[rows_of(main, kind, b)].mean() for b in weights]
@@ -478,6 +478,7 @@ pick = int(cloud_margin.argmin())
 size = int((radii - cloud_margin[pick]).abs().argmin())
 clean_x = main.x[pick : pick + 1].double()
 moved = clean_x + 1.5 * main.seen.delta[size, rows_of(main, "beta", 1, seeds[0])[0], pick].double()
+moved = moved.clamp(0, 1)
 eps = normals(400, 1, s.latents, purpose=("cloud",)).to(device)
 with torch.no_grad():
     (m0, s0), (m1, s1) = net_cloud.encode(clean_x), net_cloud.encode(moved)
@@ -1115,7 +1116,7 @@ for kind, role, label in (("beta", "noise", "β-VAE"), ("tc", "regulariser", "β
         axis.errorbar(
             weights,
             by.mean(1),
-            by.amax(1) - by.amin(1),
+            torch.stack([by.mean(1) - by.amin(1), by.amax(1) - by.mean(1)]),
             color=COLOURS[role],
             marker="o",
             capsize=3,
@@ -1248,11 +1249,12 @@ def within(run, values, other):
     )
 
 
-def against(run, form="frobenius"):
-    bound, margin = getattr(run.read, form)[s.main][run.beta_rows], run.seen.margin[run.beta_rows]
+def against(run, form="frobenius", leave_out=None):
+    rows = [i for i in run.beta_rows if run.members[i][0][1] != leave_out]
+    bound, margin = getattr(run.read, form)[s.main][rows], run.seen.margin[rows]
+    above = bound > run.seen.unclipped[rows]
     return dict(
-        correlation=correlation(pearsonr, bound, margin),
-        violations=float((bound > run.seen.unclipped[run.beta_rows]).double().mean()),
+        correlation=correlation(pearsonr, bound, margin), violations=float(above.double().mean())
     )
 
 
@@ -1263,7 +1265,7 @@ for axis, (name, run) in zip(axes, runs.items()):
     axis.set_title(f"{NAMES[name]}: ρ = {against(run)['correlation']:.2f}")
 scatter(axes[-1], main, "whitened")
 axes[-1].set_title(f"{title}, whitened: ρ = {against(main, 'whitened')['correlation']:.2f}")
-axes[0].legend(fontsize=7)
+axes[0].legend(fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.2))
 chapter.show(
     fig,
     "bound-against-attack",
@@ -1283,6 +1285,7 @@ chapter.claim(
     "C6",
     **columns([against(run) for run in runs.values()]),
     within=[within(run, run.read.frobenius[s.main], run.seen.margin) for run in runs.values()],
+    without_top=[against(run, leave_out=s.betas[-1])["correlation"] for run in runs.values()],
     slope=list(gradients.values()),
     control=against(untrained),
 )
@@ -2209,7 +2212,7 @@ lower.set(
     xlabel="fixed posterior scale γ (dotted: geometric mean of the learnt σ)",
     ylabel=f"mean margin (l2), r = {r_main:g}",
 )
-lower.legend(fontsize=8, loc="lower left", bbox_to_anchor=(1.0, 0.2))
+lower.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 peak_gamma = float(gammas[int(first_curve.argmax())])
 chapter.show(
     fig,
@@ -2238,6 +2241,9 @@ noise_mean, margin_mean = noise_out.mean(1), seen.margin.mean(1).float()
 def matched(i, values):
     """Margin of member i over that of the beta-VAEs of its seed, interpolated where `values` agree."""
     at = rows_of(main, "beta", member=main.members[i][1])
+    at = at[
+        : int(values[at].argmax()) + 1
+    ]  # near collapse the noise falls again: only the rising branch
     order = values[at].argsort()
     grid, margin = values[at][order], margin_mean[at][order]
     place = int(torch.searchsorted(grid, values[i]).clamp(1, len(grid) - 1))
@@ -2376,7 +2382,21 @@ else:
 # %% [markdown]
 # ## Where it breaks
 #
-# WHEREITBREAKS
+# What is said here of a measurement was found in the recorded `cpu` run; the ledger has the numbers of the run on this page.
+#
+# - **An estimate, not a certificate.** The main bound drops a second-order term and the movement of $\sigma$. It was never above an attacked margin here, but a smooth encoder on which it is wrong by orders of magnitude takes one unit (B2). The certificate of
+#   {prf:ref}`prop-certificate` has neither gap and costs a factor of a few against the whitened estimate.
+# - **The correlation is mostly between models, and mostly the last one.** Among the images of one network bound and margin hardly go together, and without the largest $\beta$ the pooled correlation on MNIST is much weaker (C6). On Fashion-MNIST it does not come out at all. Our networks are small and briefly
+#   trained; the paper's settings were not available.
+# - **Larger margins come with near-collapse.** Over most of the grid the bound rises several times while the attacked margin barely moves; it rises where the reconstruction has lost the image ({numref}`trade-off`). A constant has an infinite margin.
+# - **r decides the answer.** At small $r$ a larger $\beta$ lowers the attacked margin, as the linear model says it must (B8, {numref}`r-profile`). At large $r$ the sampled $p_0$ is one, and the bound is a constant times $\min_i\sigma_i/\|J\|$ whatever $r$ is (B4).
+# - **The companion paper's ordering does not carry over.** A latent KL attack reaches a *smaller* objective on $\beta$-VAE and $\beta$-TCVAE than on a VAE: KL is measured in units of the posterior's own scale, which the penalties enlarge. The output attack does not tell the models apart (C12a). Changes of weight norms and $\|\sigma\|$
+#   (C12c, C12d) do not have all the signs that they have on their colour images. The Seatbelt keeps its likelihood, presumably because its lower layer, which is not penalised, can carry the image; a latent attack reaches no higher an objective on it than on the VAE (C12b).
+# - **Disentanglement by itself defends no better than $\beta$** at equal noise or equal error (B6).
+# - **Mean or variance.** An attack along the gradient of $\sigma$ does much of the damage, because mean and scale share an encoder and the mean moves along; only with the mean held is the paper's observation clean (C8).
+# - **Attacked margins are upper bounds.** Projected ascent from near zero starts at a saddle (to first order the mean deviation does not change there), which is why one pullback step can match it at small radii (B3); we keep the stronger of the two.
+# - **In the texts we saw**, the output attack is printed as a maximand to be minimised, and one form of the latent attack measures the distance to the clean posterior instead of the target's.
+# - **Not done**: CIFAR-10, convolutional encoders, and the paper's own architectures.
 #
 # ## Exercises
 #

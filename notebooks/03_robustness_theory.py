@@ -332,7 +332,13 @@ for kind, role, label in (("beta", "noise", "β-VAE"), ("tc", "regulariser", "β
         label=label,
     )
     for b, e, m in zip(weights, error, margin.mean(1)):
-        right.annotate(f"{b:g}", (e, m), textcoords="offset points", xytext=(5, 5), fontsize=9)
+        right.annotate(
+            f"{b:g}",
+            (e, m),
+            textcoords="offset points",
+            xytext=(5, 5 if kind == "beta" else -13),
+            fontsize=9,
+        )
 right.set(
     xlabel="reconstruction error (l2 norm)",
     ylabel="mean attacked margin (l2 norm)",
@@ -536,7 +542,7 @@ chapter.show(
 # $D^2\le\sum_i\lambda_i$, strictly unless $\psi$ is affine.
 # :::
 #
-# The distribution is computed by inverting its characteristic function. To see a remainder of second order without sampling error, we integrate along rays: on each ray the radius at which $D$ passes $r$ is found by bisection, and the mass of the ray is
+# The distribution is computed by inverting its characteristic function {cite}`davies1973numerical`. To see a remainder of second order without sampling error, we integrate along rays: on each ray the radius at which $D$ passes $r$ is found by bisection, and the mass of the ray is
 # a chi-square probability. The same rays, with both signs, serve the linear form.
 
 # %%
@@ -975,7 +981,7 @@ def scale_gradient(std):
     """d/dσ of −½ h σ² − beta ½ (σ² − 1 − 2 log σ), relative to its first part."""
     std = std.detach().requires_grad_(True)
     objective = -0.5 * h * std.square() - beta_grid * 0.5 * (std.square() - 1 - 2 * std.log())
-    return float((torch.autograd.grad(objective.sum(), std)[0] / (h * std)).abs().max())
+    return float((torch.autograd.grad(objective.sum(), std)[0] / (h * std.detach())).abs().max())
 
 
 # %% tags=["nbval-check-output"]
@@ -1045,7 +1051,7 @@ chapter.show(
 # %% [markdown]
 # ## Train
 #
-# Everything trained is a Gaussian VAE with fully connected ReLU networks, likelihood variance $s^2$ and Adam with a cosine schedule; only the weights of the KL and of the total correlation differ. One loss serves all members of the sweep:
+# Everything trained is a Gaussian VAE with fully connected ReLU networks, likelihood variance $s^2$ and Adam with a cosine schedule; only the weights of the KL and of the total correlation {cite}`chen2018isolating` differ. One loss serves all members of the sweep:
 
 # %%
 torch.set_default_dtype(torch.float32)
@@ -1129,7 +1135,7 @@ for axis, label in zip(
         "log p(x | z) (nats)",
         "reconstruction error (l2)",
         "KL (nats)",
-        f"mean attacked margin, r = {r_main:g}",
+        f"attacked margin, r = {r_main:g}",
     ),
 ):
     axis.set(xscale="log", xlabel="weight β", title=label)
@@ -2277,8 +2283,7 @@ for axis, values, label in zip(
     ("noise: clean median deviation (l2)", "reconstruction error (l2)"),
 ):
     for member, ls in zip(seeds, ("-", "--", ":")):
-        at = rows_of(main, "beta", member=member)
-        at = [at[i] for i in values[at].argsort()]
+        at = rows_of(main, "beta", member=member)  # joined in the order of beta
         axis.plot(
             values[at],
             margin_mean[at],
@@ -2394,7 +2399,7 @@ else:
 #   (C12c, C12d) do not have all the signs that they have on their colour images. The Seatbelt keeps its likelihood, presumably because its lower layer, which is not penalised, can carry the image; a latent attack reaches no higher an objective on it than on the VAE (C12b).
 # - **Disentanglement by itself defends no better than $\beta$** at equal noise or equal error (B6).
 # - **Mean or variance.** An attack along the gradient of $\sigma$ does much of the damage, because mean and scale share an encoder and the mean moves along; only with the mean held is the paper's observation clean (C8).
-# - **Attacked margins are upper bounds.** Projected ascent from near zero starts at a saddle (to first order the mean deviation does not change there), which is why one pullback step can match it at small radii (B3); we keep the stronger of the two.
+# - **Attacked margins are upper bounds.** Projected ascent from near zero starts where the mean deviation hardly has a slope, which is why one step along a singular vector can match it at small radii (B3; the two singular vectors differ little). We keep the stronger of ascent and step.
 # - **In the texts we saw**, the output attack is printed as a maximand to be minimised, and one form of the latent attack measures the distance to the clean posterior instead of the target's.
 # - **Not done**: CIFAR-10, convolutional encoders, and the paper's own architectures.
 #

@@ -317,7 +317,7 @@ constant_error = float((test_flat - mean_image).norm(dim=-1).mean())
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8))
 hero_slope = scatter(left, main)
 left.set_title(f"{title}, r = {r_main:g}")
-left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+fig.legend(*left.get_legend_handles_labels(), fontsize=8, ncols=8, loc="outside lower center")
 for kind, role, label in (("beta", "noise", "β-VAE"), ("tc", "regulariser", "β-TCVAE")):
     weights = s.betas if kind == "beta" else s.penalties
     error = [main.quality.error[rows_of(main, kind, b)].mean() for b in weights]
@@ -1271,7 +1271,7 @@ for axis, (name, run) in zip(axes, runs.items()):
     axis.set_title(f"{NAMES[name]}: ρ = {against(run)['correlation']:.2f}")
 scatter(axes[-1], main, "whitened")
 axes[-1].set_title(f"{title}, whitened: ρ = {against(main, 'whitened')['correlation']:.2f}")
-axes[0].legend(fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.2))
+fig.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=8, loc="outside lower center")
 chapter.show(
     fig,
     "bound-against-attack",
@@ -2218,7 +2218,7 @@ lower.set(
     xlabel="fixed posterior scale γ (dotted: geometric mean of the learnt σ)",
     ylabel=f"mean margin (l2), r = {r_main:g}",
 )
-lower.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+fig.legend(*lower.get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside lower center")
 steady = mean_curve["attacked"][p0_curve > 0.95]
 calm = float(steady.max() / steady.min())
 peak_gamma = float(gammas[int(first_curve.argmax())])

@@ -6,6 +6,7 @@ z ~ q(.|x). A certificate is a radius within which P(||Δ|| <= r) > 1/2, 0 where
 numbers or tensors that broadcast, and return float64.
 """
 
+import math
 from functools import cache
 
 import torch
@@ -42,8 +43,7 @@ def inglot(u: Number, d: int) -> Tensor:
         raise ValueError(f"Inglot's bound needs at least two degrees of freedom, not {d}")
     (u,) = _double(u)
     safe = u.clamp_min(d - 2 + 1e-12)
-    log_dimension = torch.log(torch.tensor(float(d)).double())
-    log_constant = -0.5 * torch.log(torch.tensor(torch.pi).double()) + (d - (d - 1) * log_dimension) / 2
+    log_constant = -0.5 * math.log(math.pi) + (d - (d - 1) * math.log(d)) / 2
     log_bound = log_constant + d / 2 * safe.log() - safe / 2 - (safe - d + 2).log()
     return torch.where(u > d - 2, log_bound.exp().clamp_max(1), 1.0)
 
@@ -169,7 +169,7 @@ def neyman_pearson_margin(successes: Tensor, draws: int, scale: Number, level: f
     """Return scale × Φ⁻¹(p), p a lower confidence bound of P(D <= r) at δ = 0; 0 where p <= 1/2 (randomised smoothing).
 
     Valid where δ moves the mean of Gaussian noise by at most ||δ|| / scale standard deviations: noise of std τ on the
-    input (scale τ), or a constant posterior std γ behind a b-Lipschitz mean (scale γ / b, chapter 3's bound made exact).
+    input (scale τ), or a constant posterior std γ behind a b-Lipschitz mean (scale γ / b, chapter 3's bound, exact).
     """
     low = clopper_pearson(successes, draws, level)[0]
     return torch.as_tensor(scale) * torch.special.ndtri(low).clamp_min(0)

@@ -75,7 +75,15 @@ def margin_profile(
 
 
 def targeted_attacks(
-    vae: Any, x: Tensor, target: Tensor, radius: float, *, steps: int, restarts: int, box: Box, generator: torch.Generator
+    vae: Any,
+    x: Tensor,
+    target: Tensor,
+    radius: float,
+    *,
+    steps: int,
+    restarts: int,
+    box: Box,
+    generator: torch.Generator,
 ) -> dict[str, Attack]:
     """Return the attacks towards `target` `[batch, d]`: "latent" makes q(.|x + δ) like q(.|target), by their KL;
     "output" makes g(μ(x + δ)) like g(μ(target)), by distance. Values are the negatives of what is minimised.

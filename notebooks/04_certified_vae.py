@@ -45,7 +45,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from companion.analysis import certificates as cert
-from companion.analysis.attacks import pgd
+from companion.analysis.attacks import lbfgs, pgd
 from companion.analysis.margin_profile import margin_profile, targeted_attacks, two_draws
 from companion.analysis.robustness import attacked_margin, clopper_pearson
 from companion.analysis.stretch import constants, local_norms, product_norm
@@ -83,14 +83,14 @@ chapter = Chapter("04_certified_vae", profile=profile, seed=seed)
 # %% tags=["hide-input"]
 s = chapter.settings(
     smoke=dict(
-        images="digits", hidden=32, latent=5, steps=60, longer=4, lr=4e-3, batch=128, r=2.5, rs=(1.0, 1.5, 2.5),
+        images="digits", hidden=32, latent=5, steps=60, longer=5, lr=4e-3, batch=128, r=2.5, rs=(1.0, 1.5, 2.5),
         sweep=(3, 5, 6, 7, 8, 9, 10), fixed=(0.2, 1.0), seeds=2, attacked=6, radii=5, attack_steps=6, restarts=1,
         attack_draws=4, test_draws=100, certified=100, coupling_draws=500, refute=100, instances=200, draws=3_000, repeats=4_000,
     ),
     cpu=dict(
-        images="mnist", hidden=64, latent=10, steps=400, longer=4, lr=4e-3, batch=128, r=8.0, rs=(2.0, 4.0, 8.0),
+        images="mnist", hidden=64, latent=10, steps=340, longer=5, lr=4e-3, batch=128, r=8.0, rs=(2.0, 4.0, 8.0),
         sweep=(3, 5, 6, 7, 8, 9, 10), fixed=(0.2, 0.6, 1.0), seeds=2, attacked=24, radii=10, attack_steps=12, restarts=1,
-        attack_draws=6, test_draws=200, certified=100, coupling_draws=1_000, refute=1_000, instances=400, draws=10_000, repeats=4_000,
+        attack_draws=6, test_draws=200, certified=100, coupling_draws=1_000, refute=500, instances=400, draws=10_000, repeats=4_000,
     ),
     gpu=dict(
         images=("mnist", "fashion_mnist"), hidden=512, latent=10, steps=12_000, longer=2, lr=1e-3, batch=128, r=8.0, rs=(2.0, 4.0, 8.0),
@@ -124,12 +124,16 @@ d = s.latent
 sizes = (train.shape[1], s.hidden, s.hidden, d)
 
 # The largest L of three designs for the margin R (section "Beyond the paper"), and 88% of it
-LIMITS = {"Theorem 2": (s.r / (2 * target_margin)) ** 0.5, "Theorem 3": (s.r / (2**0.5 * target_margin)) ** 0.5,
+LIMITS = {"Theorem 2": (s.r / (2 * target_margin)) ** 0.5, "Theorem 3": (s.r / target_margin) ** 0.5,
           "sharp": (4 * s.r / target_margin) ** 0.5}  # fmt: skip
 DESIGN = {name: 0.88 * limit for name, limit in LIMITS.items()}
 aim = 1.001 * target_margin
 noise_2 = float(cert.allowed_std(*[DESIGN["Theorem 2"]] * 3, s.r, aim))
-noise_3 = float(cert.allowed_std(*[DESIGN["Theorem 3"]] * 2, 0, s.r, aim))
+k3 = DESIGN["Theorem 3"]  # c = 0: the larger of what m1 and the code's m2 allow
+noise_3 = max(
+    float(cert.allowed_std(k3, k3, 0, s.r, aim)),
+    d**0.5 * (s.r / k3 - k3 * aim) / (2 * cert.threshold(d)) ** 0.5,
+)
 noise_sharp = float(
     cert.allowed_std_sharp(DESIGN["sharp"] / 4, DESIGN["sharp"], s.r, aim).clamp_max(d**0.5)
 )
@@ -137,8 +141,7 @@ noise_sharp = float(
 
 def members():
     """Name, options and weight of the KL of every member of the sweep; (kind, L, copy) names one."""
-    rows = {("standard", FREE, k): ({}, 1.0) for k in range(s.seeds)}
-    rows["beta", FREE, 0] = ({}, 5.0)
+    rows = {("standard", FREE, 0): ({}, 1.0), ("beta", FREE, 0): ({}, 5.0)}
     for bound, copies in ((3, 1), (5, s.seeds), (10, 1)):
         rows |= {("free", bound, k): ({"lipschitz": bound}, 1.0) for k in range(copies)}
     rows |= {
@@ -185,7 +188,7 @@ def trained(rows, images, steps, *purpose, plain=False):
 rows = members()
 stored, models = trained(rows, train, s.steps, "sweep")
 # The standard VAEs again, for several times as many steps: an undertrained one is smooth and looks robust
-again = {name: row for name, row in rows.items() if name[0] in ("standard", "beta")}
+again = {("standard", FREE, k): ({}, 1.0) for k in range(s.seeds)} | {("beta", FREE, 0): ({}, 5.0)}
 _, longer = trained(again, train, s.steps * s.longer, "standard", plain=True)
 models |= {(f"{kind}, long", bound, copy): net for (kind, bound, copy), net in longer.items()}
 
@@ -218,8 +221,12 @@ def ceiling(vae):
 
 
 def by_paper(name, sizes_):
-    k = printed[name]
-    return cert.paper_margin(k.a, k.b, k.c, sizes_, s.r, d)
+    """Theorem 2, and for a constant σ the larger of both forms of Theorem 3."""
+    k, gamma = printed[name], float(models[name].fixed)
+    margin = cert.paper_margin(k.a, k.b, k.c, sizes_, s.r, d)
+    return (
+        torch.maximum(margin, cert.isotropic_margin(k.a, k.b, gamma, s.r, d)) if gamma else margin
+    )
 
 
 def by_closed_form(name, sizes_):
@@ -326,14 +333,14 @@ for name in [*clamped, standard]:
     colour = COLOURS["baseline"] if name is standard else COLOURS["noise"]
     right.scatter(
         margins(name).mean(),
-        quality[name]["error"],
+        quality[name]["likelihood"],
         color=colour,
         s=40,
         marker="D" if name is standard else "o",
     )
     right.annotate(
         "standard" if name is standard else f"L = {name[1]}",
-        (margins(name).mean(), quality[name]["error"]),
+        (margins(name).mean(), quality[name]["likelihood"]),
         xytext=(6, 3),
         textcoords="offset points",
         fontsize=9,
@@ -341,17 +348,16 @@ for name in [*clamped, standard]:
 right.margins(x=0.18)
 right.set(
     xlabel="mean attacked margin (upper bound)",
-    ylabel="reconstruction error (l2)",
+    ylabel="test log-likelihood (nats)",
     title="What robustness costs",
 )
-gain_words = [float(best[n].mean() / paper_margins[n].mean()) for n in clamped[1:]]
 gap_paper = [float(margins(n).mean() / paper_margins[n].mean()) for n in clamped[1:]]
 gap_ours = [float(margins(n).mean() / best[n].mean()) for n in clamped[1:]]
 chapter.show(
     fig,
     "hero",
     alt="Left: radius on a log axis against the Lipschitz constant from 3 to 10. Grey dots of attacked margins with a black mean line on top, a green line of "
-    "this chapter's certificates below it, an orange line of the paper's certificates far below. Right: reconstruction error against attacked margin, one point "
+    "this chapter's certificates below it, an orange line of the paper's certificates far below. Right: log-likelihood against attacked margin, one point "
     "per constant and one for the standard VAE.",
     caption=f"Certified before attacked: the attack needs {min(gap_paper):.0f} to {max(gap_paper):.0f} times the radius that Theorem 2 guarantees for L = 5 to 10, and "
     f"{min(gap_ours):.1f} to {max(gap_ours):.1f} times the radius that this chapter proves for the same networks. Diamond: a standard VAE.",
@@ -547,7 +553,7 @@ for failure, label, colour, line in (
     right.plot(grid, 1 - failure, color=colour, ls=line, label=label)
 right.axhline(0.5, color=COLOURS["light"], lw=1)
 right.set(xlabel="t = ||δ||  (r = a = b = 1, c = 0.3, s = 0.12)", ylabel="P(||Δ|| ≤ r)")
-right.legend()
+right.legend(loc=(0.2, 0.06), fontsize=9)
 chapter.show(
     fig,
     "tails",
@@ -649,13 +655,13 @@ for colour, label in (
     (COLOURS["noise"], "m2 (chi-square) larger"),
 ):
     axes[2].fill_between([], [], [], color=colour, alpha=0.7, label=label)
-axes[2].legend(fontsize=8)
+fig.legend(*axes[2].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
 chapter.show(
     fig,
     "phase-diagram",
-    alt="Three phase diagrams, for 2, 10 and 50 latents, over the ratio c over b and the posterior scale: which of the two margins is larger. Chi-square wins only at small "
-    "ratios and small scales, in two latents also near the upper end; elsewhere Markov wins, and above 0.354 neither certifies.",
-    caption="Markov's margin wins wherever the three constants are alike; the star is the paper's setting $a = b = c = 5$, $s = 0.1$, $r = 8$.",
+    alt="Three phase diagrams, for 2, 10 and 50 latents, over the ratio c over b and the posterior scale: which of the two margins is larger. With ten or fifty latents chi-square wins in a small corner at low ratio "
+    "and scale only; with two latents also at large ratios and scales.",
+    caption="With ten or more latents Markov's margin wins unless $c$ is far below $b$; the star is the paper's setting $a = b = c = 5$, $s = 0.1$, $r = 8$.",
 )
 
 # %% [markdown]
@@ -930,7 +936,7 @@ for name, colour, label in (
     (up_front, COLOURS["theory"], f"clamp for R = {R_up_front:.3g}"),
     (("clamp", 5, 0), COLOURS["regulariser"], f"clamp {CLAMP * unit:.2g}"),
 ):
-    left.hist(quality[name]["sizes"], bins=40, color=colour, alpha=0.7, label=label)
+    left.hist(quality[name]["sizes"], bins=np.linspace(0, d**0.5, 80), color=colour, alpha=0.7, label=label)  # fmt: skip
     right.hist(paper_margins[name], bins=np.linspace(-0.005, 0.16, 60) * unit, color=colour, alpha=0.7, label=label)  # fmt: skip
 left.axvline(threshold_s, color="black", ls="--", lw=1, label="largest for m1 > 0")
 left.set(
@@ -1111,9 +1117,9 @@ def crossing_share(certificate):
     return below, [float(profiles[n].radius[at_r].isfinite().double().mean()) for n in scatter]
 
 
-def one_layer(name):
-    bound = name[1] ** (1 / 3)
-    return cert.paper_margin(bound, bound, bound, quality[name]["sizes"][: s.attacked], s.r, d)
+def nominal(name):
+    """The layers' nominal constant 1, their gain forgotten."""
+    return cert.paper_margin(1.0, 1.0, 1.0, quality[name]["sizes"][: s.attacked], s.r, d)
 
 
 below, broken = crossing_share(lambda n: paper_margins[n][: s.attacked])
@@ -1137,7 +1143,7 @@ chapter.claim(
     violations=below,
     broken=broken,
     gap=[float(margins(n).mean() / paper_margins[n].mean()) for n in scatter],
-    control=dict(violations=crossing_share(one_layer)[0], broken=broken[: len(scatter)]),
+    control=dict(violations=crossing_share(nominal)[0], broken=broken[: len(scatter)]),
 )
 
 # %% tags=["hide-input"]
@@ -1178,6 +1184,31 @@ chapter.show(
 )
 
 # %% [markdown]
+# How much do these upper bounds owe to a lazy attack? Below, the mean deviation that the attack of this chapter reaches on a few images at one norm, next to the same ascent with four times the steps and four restarts, and to L-BFGS-B, the
+# optimiser of the authors' code (which moves in the box and has its result scaled into the ball).
+
+# %% tags=["hide-input"]
+strong = victims[: min(6, s.attacked)]
+strong_radius = 3.0 * unit
+held_eps = torch.randn(s.attack_draws, len(strong), 2 * d, generator=generator(seed, "strength")).to(strong)  # fmt: skip
+for name in (standard, ("clamp", 5, 0), ("clamp", 10, 0)):
+    deviate = two_draws(models[name])
+    reached = {}
+    for label, steps_, restarts_ in (("this chapter", s.attack_steps, s.restarts), ("4 × steps, 4 restarts", 4 * s.attack_steps, 4)):  # fmt: skip
+        reached[label] = pgd(
+            lambda v: deviate(v, strong, held_eps).mean(0), strong, strong_radius, steps=steps_, step=2.5 / steps_, restarts=restarts_,
+            box=(0.0, 1.0), generator=generator(seed, "strength", label),
+        ).value  # fmt: skip
+    reached["L-BFGS-B"] = lbfgs(
+        lambda v, row: deviate(v[None], strong[row : row + 1], held_eps[:, row : row + 1]).mean(),
+        strong, strong_radius, iterations=25, box=(0.0, 1.0), generator=generator(seed, "strength", "lbfgs"),
+    ).value  # fmt: skip
+    print(
+        f"{words(name):20s} "
+        + ", ".join(f"{label} {float(v.mean()):.2f}" for label, v in reached.items())
+    )
+
+# %% [markdown]
 # ### The posterior scale
 #
 # For a fixed standard deviation the Lipschitz certificates fall with $\|\sigma\|$: noise eats the budget $r$. Chapter 3's bound *rises* with $\sigma$, since noise blurs the shift of the mean. They do not
@@ -1187,7 +1218,21 @@ chapter.show(
 # %%
 fixed = [("fixed", norm, 0) for norm in s.fixed]
 norms_fixed = torch.tensor(s.fixed) * unit
-fixed_margins = torch.stack([margins(n) for n in fixed]).double()  # [scales, images]
+
+
+def crossing(name):
+    """The norm at which P(||Δ|| ≤ r) crosses ½, interpolated in log norm between the radii, `[images]`."""
+    share = profiles[name].share[at_r].double()  # [radii, images]
+    first = (share <= 0.5).double().argmax(0).clamp_min(1)
+    found = (share <= 0.5).any(0)
+    high, low = share.gather(0, first[None] - 1)[0], share.gather(0, first[None])[0]
+    weight = ((high - 0.5) / (high - low).clamp_min(1e-9)).clamp(0, 1)
+    logs = radii.double().log()
+    between = (logs[first - 1] * (1 - weight) + logs[first] * weight).exp()
+    return torch.where(found, between, censored)
+
+
+fixed_margins = torch.stack([crossing(n) for n in fixed])  # [scales, images]
 
 
 def slopes(values):
@@ -1220,7 +1265,7 @@ for name in fixed:
 curve = torch.linspace(0.02, 1.3, 80) * unit
 k = measured[fixed[0]]
 p = printed[fixed[0]]
-fig, axis = plt.subplots(figsize=(7.6, 4))
+fig, axis = plt.subplots(figsize=(7.6, 4.6))
 axis.errorbar(
     norms_fixed,
     fixed_margins.mean(1),
@@ -1228,7 +1273,7 @@ axis.errorbar(
     color="black",
     marker="s",
     capsize=3,
-    label="attacked (mean, one sd over images)",
+    label="attacked, interpolated (mean, one sd)",
 )
 axis.plot(
     curve,
@@ -1257,14 +1302,17 @@ axis.plot(
     label="latent smoothing, γ Φ⁻¹(p) / b",
 )
 axis.set(xlabel="||σ||, fixed", ylabel=f"radius, r = {s.r:g}", yscale="log", ylim=(0.01 * unit, None))  # fmt: skip
-axis.legend(fontsize=8)
+fig.legend(*axis.get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside lower center")
 slope_here = slopes(fixed_margins)
+best_fixed = cert.exact_isotropic_margin(k.a, k.b, norms_fixed / d**0.5, s.r, d)[:, None]
+expected_slope = float(slopes(best_fixed) * fixed_margins.mean() / best_fixed.mean())
 chapter.show(
     fig,
     "posterior-scale",
     alt="Radius on a log axis against the fixed norm of sigma. Attacked margins on top with error bars; below them certificates from Lipschitz constants, falling, and at the bottom the latent "
     "smoothing certificate, rising from near zero.",
-    caption=f"Slope of the attacked margin per unit of the posterior scale: {float(slope_here.mean()):.2f} (standard deviation over images {float(slope_here.std()):.2f}). Lipschitz certificates fall with "
+    caption=f"Slope of the attacked margin per unit of the posterior scale: {float(slope_here.mean()):.2f} (standard error over images {float(slope_here.std()) / s.attacked**0.5:.2f}). If "
+    f"attacked margins fell in proportion to the best certificate it would be {expected_slope:.2f}: in this range of scales noise takes little of the budget once $a = L/4$ is used. Lipschitz certificates fall with "
     "the scale, the latent smoothing certificate rises.",
     answers="the figure of margins against the posterior scale",
 )
@@ -1311,6 +1359,16 @@ def farther(first, second, aim):
     return float((targeted[first][1][aim][0] > targeted[second][1][aim][0]).double().mean())
 
 
+for name in (
+    five[0],
+    bench[0],
+):  # how far the mean code has to travel, and how far one unit of input can move it at most
+    with torch.no_grad():
+        way = (models[name].encode(victims)[0] - models[name].encode(target_images)[0]).norm(dim=1)
+    print(
+        f"{words(name):15s} distance of codes {float(way.mean()):.1f}, over the constant b: {float(way.mean()) / measured[name].b:.2f}"
+    )
+
 # %% tags=["nbval-check-output"]
 chapter.claim(
     "C11",
@@ -1321,7 +1379,7 @@ chapter.claim(
 
 # %% tags=["hide-input"]
 side = int(train.shape[1] ** 0.5)
-fig = plt.figure(figsize=(10.2, 4.6))
+fig = plt.figure(figsize=(10.2, 3.5))
 grid_spec = fig.add_gridspec(2, 7, width_ratios=(1, 1, 1, 1, 1, 1, 2.6))
 shown_row = int((targeted[bench[0]][1]["latent"][0]).argmin())
 for line_, (name, label) in enumerate(((bench[0], "standard"), (five[0], "L = 5"))):
@@ -1371,6 +1429,9 @@ chapter.show(
 )
 
 # %% [markdown]
+# A gradient-norm preserving encoder is as steep as its constant allows *everywhere*, so it is as easy to steer as that constant permits: the distance between codes divided by $b$, printed above, is all the attack needs at the least. A small constant
+# bounds what an attack can do; it does not by itself keep targets out of reach when codes are drawn together in proportion.
+#
 # ### How fast the probability decays
 
 # %%
@@ -1426,9 +1487,12 @@ for name, colour in ((("clamp", 5, 0), COLOURS["noise"]), (("clamp", 10, 0), COL
 for axis in (left, right):
     axis.axhline(0.5, color="black", lw=0.8)
     axis.set(xlabel="norm of the perturbation", xscale="log", ylim=(0, 1.03))
+ticks = unit * np.array([0.5, 1, 2, 4, 8])
+left.set_xticks(ticks, [f"{v:.2g}" for v in ticks])
+left.minorticks_off()
 left.set_ylabel(f"P(||Δ|| ≤ {s.r:g}) under attack")
-left.legend(fontsize=8)
-right.legend(fontsize=7)
+left.legend(fontsize=8, loc="lower left")
+right.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0.02, 0.03), framealpha=1, frameon=True)
 chapter.show(
     fig,
     "probability-decay",
@@ -1690,7 +1754,7 @@ torch.set_default_dtype(torch.float32)
 # ### Which slack is left
 #
 # One might hope to lower $a$ and $b$ by a tighter bound than a product of norms: a semidefinite programme, say. For these networks the hope is vain, and the reason is their virtue. The largest local slope at
-# *every* test image already equals the product of norms, as it must where every factor of the Jacobian is an isometry or the transpose of one. The slack sits in the sigmoid alone.
+# *every* test image already equals the product of norms, as it must where every factor of the Jacobian is an isometry or the transpose of one. What slack there is sits in the sigmoid.
 
 # %%
 chosen_slack = [("free", 3, 0), ("free", 5, 0), ("free", 10, 0), ("clamp", 5, 0), bench[0]]
@@ -1705,19 +1769,27 @@ for name in chosen_slack:
     }
 
 
-def slack_row(names):
-    return dict(
-        decoder=[float(slack[n]["decoder"].min()) for n in names],
-        mean=[float(slack[n]["mean"].min()) for n in names],
-        sigmoid=[float(slack[n]["sigmoid"].max()) for n in names],
-    )
+def slack_row(key, names, pick=torch.amin):
+    return [float(pick(slack[n][key])) for n in names]
 
+
+held = chosen_slack[:4]
 
 # %% tags=["nbval-check-output"]
 chapter.claim(
-    "B5",
-    **slack_row(chosen_slack[:4]),
-    control=slack_row(chosen_slack[4:]),
+    "B5a",
+    decoder=slack_row("decoder", held),
+    mean=slack_row("mean", held),
+    control=dict(
+        decoder=slack_row("decoder", chosen_slack[4:]), mean=slack_row("mean", chosen_slack[4:])
+    ),
+)
+
+# %% tags=["nbval-check-output"]
+chapter.claim(
+    "B5b",
+    sigmoid=slack_row("sigmoid", held, torch.amax),
+    control=dict(sigmoid=slack_row("decoder", held, torch.amax)),
 )
 
 # %% tags=["hide-input"]
@@ -1749,7 +1821,7 @@ chapter.show(
     "slack",
     alt="Local slope over its bound for four Lipschitz models and the standard VAE, three markers each with bars from the smallest to the largest test image: encoder mean and decoder before the sigmoid at "
     "one for Lipschitz models, far below for the standard; after the sigmoid below one everywhere.",
-    caption=f"Before the sigmoid the bound is attained at every test image; after it the largest slope is {max(slack_row(chosen_slack[:4])['sigmoid']):.2f} of its bound. For the standard VAE the product of norms "
+    caption=f"Before the sigmoid the bound is attained at every test image; after it the largest slope over test codes is {min(slack_row('sigmoid', held, torch.amax)):.2f} to {max(slack_row('sigmoid', held, torch.amax)):.2f} of its bound. For the standard VAE the product of norms "
     f"overestimates the decoder's local slope by {1 / float(slack[bench[0]]['decoder'].mean()):.0f} times. Bars: range over test images.",
 )
 
@@ -1875,7 +1947,7 @@ chapter.show(
 # %% [markdown]
 # ### The same guarantee, more likelihood
 #
-# Now choose the network for the certificate. For a guaranteed $R = r/16$ on every input Theorem 2 needs $L \le \sqrt{r/(2R)}$ even without noise, Theorem 3 (fixed $\sigma$, $c = 0$) $L \le \sqrt{r/(\sqrt2R)}$; {prf:ref}`prop-ceiling` with
+# Now choose the network for the certificate. For a guaranteed $R = r/16$ on every input Theorem 2 needs $L \le \sqrt{r/(2R)}$ even without noise, Theorem 3 (fixed $\sigma$, in the code's form) $L \le \sqrt{r/R}$; {prf:ref}`prop-ceiling` with
 # the quarter allows $L \le \sqrt{4r/R}$. Each design takes 88% of its limit and all the noise that its own certificate then permits.
 
 # %% tags=["hide-input"]
@@ -1981,9 +2053,10 @@ def smoothed(vae, tau, r):
 
 
 smooth = [smoothed(models[bench[0]], tau, s.r) for tau in taus]
-rival = ("free", 5, 0)
 rival_clamped = ("clamp", 5, 0)
-good_enough = [i for i, (_, error) in enumerate(smooth) if error <= quality[rival_clamped]["error"]]
+good_enough = [
+    i for i, (_, error) in enumerate(smooth) if error <= 1.05 * quality[rival_clamped]["error"]
+]
 pick = good_enough[-1] if good_enough else 0
 lipschitz_certificate = float(best[rival_clamped].mean())
 
@@ -2127,6 +2200,8 @@ else:
 # %% [markdown]
 # ## Where it breaks
 #
+# What is said here of a measurement was found in the recorded `cpu` run; the ledger has the numbers of the run on this page.
+#
 # - **What a margin means.** The definition compares two random reconstructions with each other and never with the image. A constant output is perfectly robust (B9), a blurred one nearly so, and at $r = 8$ the tolerance is larger than the distance of
 #   a typical MNIST image to the mean image. A model without a clamp looks robust at $r = 8$ and has margin zero at a small $r$, because its own posterior noise already exceeds it ({numref}`margins`).
 # - **What the likelihood means.** The continuous Bernoulli's density at a black pixel grows with the logit, and without a limit on the logits a free decoder earns thousands of nats on the blank border (a first version here did). With the limit of
@@ -2135,6 +2210,8 @@ else:
 #   paper's (64 hidden units instead of 512, a few hundred steps), and all are far from convergence.
 # - **Attacked margins are upper bounds.** Ascent on the mean deviation with a few fixed draws, judged on fresh draws by an exact test, over a grid of radii: the true margin lies between certificate and attack. The authors' estimator scans radii from above, resamples
 #   inside a line search, and rescales to the sphere after the box was enforced; each makes margins look larger, so its values are not comparable with ours.
+# - **Targeted attacks** (C11). At these sizes the model with $L = 5$ is *easier* to steer towards a target than the standard VAE, although the largest damage that an attack does to it is smaller. Its encoder attains its slope everywhere (B5a), and its
+#   codes lie only a few units of input apart per unit of $b$. "Visibly weaker" may need the paper's training budget; the mechanism does not promise it.
 # - **The statements.** The paper's full text was not available. Theorems are given as they follow from the authors' code and as proved here; their numbering is remembered, and whether the printed Theorem 3 has $2\gamma^2$ or $4s^2$ is open.
 # - **"Effective slope below L"** is true of the authors' three iterations, not of the final weights: once Björck's iteration has converged the product of norms is attained everywhere (B5), and no tighter Lipschitz bound of the stacks exists.
 # - **Rounding.** Certificates are computed in float64 from float32 weights, as if the network were evaluated exactly; its rounding errors, around $10^{-6}$, are not in the bound.

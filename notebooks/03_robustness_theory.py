@@ -352,7 +352,7 @@ pooled = pearsonr(
 above = float((main.read.frobenius[s.main] > main.seen.unclipped).double().mean())
 chapter.show(
     fig,
-    "hero",
+    "robustness-hero",
     alt="Left: attacked margin against the bound for images under VAEs of different beta, all points far above the dashed diagonal. Right: mean attacked margin against "
     "reconstruction error, labelled by beta, for beta-VAEs and beta-TCVAEs, with error bars.",
     caption=f"The bound is above the attacked margin for {100 * above:.0f}% of images; the two correlate at {pooled:.2f}, over a margin that is {float((main.seen.margin / main.read.frobenius[s.main].clamp_min(1e-9)).median()):.0f} "
@@ -1147,7 +1147,7 @@ change = lambda values: [
 ]
 chapter.show(
     fig,
-    "trade-off",
+    "robustness-trade-off",
     alt="Four panels against the weight beta for beta-VAEs and beta-TCVAEs: log-likelihood falling, reconstruction error rising towards the constant output's, KL falling, attacked margin.",
     caption="From β = {:g} to {:g} the mean attacked margin goes from {:.2f} to {:.2f}, the reconstruction error from {:.2f} to {:.2f} (constant output: {:.2f}). Bars: range over seeds.".format(
         s.betas[0],
@@ -2395,7 +2395,7 @@ else:
 #   {prf:ref}`prop-certificate` has neither gap and costs a factor of a few against the whitened estimate.
 # - **The correlation is mostly between models, and mostly the last one.** Among the images of one network bound and margin hardly go together, and without the largest $\beta$ the pooled correlation on MNIST is much weaker (C6). On Fashion-MNIST it does not come out at all. Our networks are small and briefly
 #   trained; the paper's settings were not available.
-# - **Larger margins come with near-collapse.** Over most of the grid the bound rises several times while the attacked margin barely moves; it rises where the reconstruction has lost the image ({numref}`trade-off`). A constant has an infinite margin.
+# - **Larger margins come with near-collapse.** Over most of the grid the bound rises several times while the attacked margin barely moves; it rises where the reconstruction has lost the image ({numref}`robustness-trade-off`). A constant has an infinite margin.
 # - **r decides the answer.** At small $r$ a larger $\beta$ lowers the attacked margin, as the linear model says it must (B8, {numref}`r-profile`). At large $r$ the sampled $p_0$ is one, and the bound is a constant times $\min_i\sigma_i/\|J\|$ whatever $r$ is (B4).
 # - **The companion paper's ordering does not carry over.** A latent KL attack reaches a *smaller* objective on $\beta$-VAE and $\beta$-TCVAE than on a VAE: KL is measured in units of the posterior's own scale, which the penalties enlarge. The output attack does not tell the models apart (C12a). Changes of weight norms and $\|\sigma\|$
 #   (C12c, C12d) do not have all the signs that they have on their colour images. The Seatbelt keeps its likelihood, presumably because its lower layer, which is not penalised, can carry the image; a latent attack reaches no higher an objective on it than on the VAE (C12b).

@@ -356,7 +356,7 @@ gap_paper = [float(margins(n).mean() / paper_margins[n].mean()) for n in clamped
 gap_ours = [float(margins(n).mean() / best[n].mean()) for n in clamped[1:]]
 chapter.show(
     fig,
-    "hero",
+    "certified-hero",
     alt="Left: radius on a log axis against the Lipschitz constant from 3 to 10. Grey dots of attacked margins with a black mean line on top, a green line of "
     "this chapter's certificates below it, an orange line of the paper's certificates far below. Right: log-likelihood against attacked margin, one point "
     "per constant and one for the standard VAE.",
@@ -1018,7 +1018,7 @@ axes[0].set_yticks(
 )
 chapter.show(
     fig,
-    "margins",
+    "certified-margins",
     alt="Three panels for three values of r. In each, rows of dots for nine models (standard, beta, and Lipschitz with and without clamp), one dot per image, with a bar at the mean; dots right of the "
     "dotted line are images on which no attack succeeded.",
     caption="Mean margins of L = 5 without a clamp and of the standard VAE that was trained for longer: "
@@ -1096,7 +1096,7 @@ for colour, label in (
 axes[0].legend(fontsize=8)
 chapter.show(
     fig,
-    "trade-off",
+    "certified-trade-off",
     alt="Three scatter plots of the mean attacked margin, against log-likelihood, reconstruction error and KL. Points are labelled with the Lipschitz constant from 3 to 10, or standard and beta.",
     caption=f"Over the sweep the rank correlation of L is {rank(sweep_margin):.2f} with the margin, {rank(sweep_ll):.2f} with the likelihood and "
     f"{rank(torch.tensor([quality[n]['error'] for n in clamped])):.2f} with the reconstruction error. Bars: standard errors over images.",
@@ -1569,7 +1569,7 @@ chapter.show(
 # :::
 #
 # :::{prf:proof}
-# {cite}`kwapien1994` The sets $A_\tau = \{f \le \tau\}$ are convex and $\lambda A_\tau + (1-\lambda)A_{\tau'} \subseteq A_{\lambda\tau + (1-\lambda)\tau'}$. By Ehrhard's inequality
+# {cite}`kwapien1994remark` The sets $A_\tau = \{f \le \tau\}$ are convex and $\lambda A_\tau + (1-\lambda)A_{\tau'} \subseteq A_{\lambda\tau + (1-\lambda)\tau'}$. By Ehrhard's inequality
 # $h(\tau) = \Phi^{-1}(P(X\in A_\tau))$ is concave where finite, and it is increasing. So $f(X)$ has the law of $h^{-1}(G)$ with $G$ standard normal and $h^{-1}$ convex and increasing, and Jensen gives
 # $\mathbb{E}f(X) = \mathbb{E}h^{-1}(G) \ge h^{-1}(0)$, the median. Apply it to $f(w) = \|w\|^2$ and $w = z'-z$: if $\mathbb{E}\|w\|^2 < (r/a)^2$, then
 # $P(\|\Delta\|\le r) \ge P(\|w\|^2 \le (r/a)^2) > P(\|w\|^2 \le \mathbb{E}\|w\|^2) \ge \tfrac12$, strictly since $\|w\|^2$ has a positive density (if $w$ is constant, the claim is trivial). With the exact second moment,
@@ -2194,7 +2194,7 @@ else:
     axis.legend()
     chapter.show(
         fig,
-        "paper-scale",
+        "certified-paper-scale",
         alt="Attacked margins and two certificates on a log axis against the Lipschitz constant, at the paper's network sizes.",
         caption="Certified and attacked margins at the paper's sizes, redrawn from the recorded run.",
         answers="the scatter of estimated against certified margins",
@@ -2206,9 +2206,9 @@ else:
 # What is said here of a measurement was found in the recorded `cpu` run; the ledger has the numbers of the run on this page.
 #
 # - **What a margin means.** The definition compares two random reconstructions with each other and never with the image. A constant output is perfectly robust (B9), a blurred one nearly so, and at $r = 8$ the tolerance is larger than the distance of
-#   a typical MNIST image to the mean image. A model without a clamp looks as robust as a clamped one at $r = 8$ and falls behind it at small $r$, where its own posterior noise uses up the tolerance ({numref}`margins`).
+#   a typical MNIST image to the mean image. A model without a clamp looks as robust as a clamped one at $r = 8$ and falls behind it at small $r$, where its own posterior noise uses up the tolerance ({numref}`certified-margins`).
 # - **What the likelihood means.** The continuous Bernoulli's density at a black pixel grows with the logit, and without a limit on the logits a free decoder earns thousands of nats on the blank border (a first version here did). With the limit of
-#   `torch.distributions` the effect is bounded, not gone: part of the likelihood that a Lipschitz decoder lacks is the saturation of blank pixels. Nats and reconstruction errors therefore need not rank models alike ({numref}`trade-off`), and the
+#   `torch.distributions` the effect is bounded, not gone: part of the likelihood that a Lipschitz decoder lacks is the saturation of blank pixels. Nats and reconstruction errors therefore need not rank models alike ({numref}`certified-trade-off`), and the
 #   hundreds of nats that the sharper design of B6 gains buy no smaller l2 error at this budget.
 # - **Training budget.** A standard VAE is smoothest when it is undertrained; the comparison of C7 turns on how long it trains, and the chapter trains it for longer than the Lipschitz ones. Networks and budgets of the `cpu` profile are smaller than the
 #   paper's (64 hidden units instead of 512, a few hundred steps), and all are far from convergence.

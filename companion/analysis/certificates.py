@@ -157,8 +157,8 @@ def coupling_margin(
 ) -> Tensor:
     """Return a certificate `[batch]` that holds with confidence `level`, from draws of the clean model.
 
-    `deviation` D_k `[draws, batch]` is ||g(μ + σe_k) − g(μ + σe'_k)|| and `reach` `[draws, batch]` max_i |e_ki|. With
-    z' driven by the same e_k, ||Δ|| <= D_k + a t (b + c max|e_k|), so each draw stays within r up to
+    `deviation` D_k `[draws, batch]` is ||g(μ + σe_k) − g(μ + σe'_k)|| and `reach` `[draws, batch]` is ‖e_k‖_∞. With
+    z' driven by the same e_k, ||Δ|| <= D_k + a t (b + c ‖e_k‖_∞), so each draw stays within r up to
     T_k = (r − D_k) / (a (b + c ‖e_k‖_∞)); the margin is at least the median of T, bounded by an order statistic.
     """
     slope = torch.as_tensor(a) * (torch.as_tensor(b) + torch.as_tensor(c) * reach.double())

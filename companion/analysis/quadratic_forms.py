@@ -13,8 +13,8 @@ from torch import Tensor
 def quadratic_cdf(q: Tensor, weights: Tensor, shift: Tensor | None = None, *, terms: int = 2_000) -> Tensor:
     """Return P(Q <= q), `[...]`, for `q` `[...]`, non-negative `weights` λ and `shift` b `[..., n]`, in float64.
 
-    Differentiable in all three. The error is of the order of the modulus of φ at the last frequency over `terms`: below 1e-6 for
-    four comparable weights, largest where one weight dominates all others.
+    Differentiable in all three. The error is of the order of the modulus of φ at the last frequency over `terms`:
+    below 1e-6 for four comparable weights, largest where one weight dominates all others.
     """
     q, weights = q.double(), weights.double()
     b2 = torch.zeros_like(weights) if shift is None else shift.double().square()

@@ -22,7 +22,7 @@
 # If encoder mean, encoder standard deviation and decoder are all Lipschitz, a small change of the input can move the
 # *distribution* of reconstructions only a little. The paper turns this into a lower bound on the radius within which two random
 # reconstructions, one of $x$ and one of $x + \delta$, stay within $r$ of each other more often than not, and builds VAEs from
-# norm-constrained layers that have a chosen radius by construction. The certificates are valid and far from tight; this chapter measures
+# norm-constrained layers that have a chosen radius by construction. The certificates are valid and far from tight; this chapter bounds
 # by how much, and proves sharper ones.
 
 # %% tags=["remove-cell"]
@@ -479,8 +479,8 @@ chapter.claim(
 )
 
 # %% [markdown]
-# The tail bound can be judged exactly. Its ratio to the true tail is smallest near the median and never below 1; the point $u^*(d)$ where it equals ½ is what
-# the margin will need.
+# The tail bound can be judged exactly. Its ratio to the true tail falls towards a constant just above 1 far out and is never below 1; near the median it is as large as two, yet in $\sqrt u$, which is what the margin
+# needs, that costs little. The point $u^*(d)$ where the bound equals ½ decides.
 
 # %%
 dimensions = (2, 3, 5, 8, 10, 16, 32, 64, 128)
@@ -493,7 +493,8 @@ def tail_ratio(constant=1.0):
         u = k - 2 + torch.linspace(0.01, 10 * k**0.5 + 10, 2_000)
         exact = torch.as_tensor(chi2.sf(u, k))
         factor = constant if isinstance(constant, float) else constant(k)
-        lowest.append(float((cert.inglot(u, k) * factor / exact)[exact < 0.999].min()))
+        bound = cert.inglot(u, k)
+        lowest.append(float((bound * factor / exact)[bound < 1].min()))  # where it says anything
     return lowest
 
 
@@ -834,7 +835,7 @@ print(inspect.getsource(Stack.forward))
 print(inspect.getsource(CertifiedVAE.encode))
 
 # %% [markdown]
-# The table tells the trade-off whole. Two warnings before reading it. The likelihood of a continuous Bernoulli rewards *saturated* pixels: a decoder of small slope cannot drive the logits of the
+# The table has both sides of the trade-off. Two warnings before reading it. The likelihood of a continuous Bernoulli rewards *saturated* pixels: a decoder of small slope cannot drive the logits of the
 # blank border to extremes, and pays hundreds of nats for pixels that look the same. And a margin alone rewards blur. So reconstruction error stands beside both. Margins are upper bounds from the attack, at every $r$.
 
 # %% tags=["hide-input"]
@@ -993,6 +994,10 @@ chapter.claim(
     ratio=[v for _, v in pairs],
     control=dict(p_value=[p for p, _ in control_pairs], ratio=[v for _, v in control_pairs]),
 )
+
+# %% [markdown]
+# The claim is about $L = 5$. In the recorded `cpu` run the standard VAE that was trained for longer has a larger mean margin *and* a higher likelihood than the models with the largest $L$ of the sweep ({numref}`certified-hero`, right): a constraint that loose
+# costs likelihood and buys a certificate, not attacked robustness.
 
 # %% tags=["hide-input"]
 chosen = [("standard, long", FREE, 0), ("standard", FREE, 0), ("beta, long", FREE, 0), ("free", 10, 0), ("free", 5, 0), ("free", 3, 0), ("clamp", 10, 0), ("clamp", 5, 0), ("clamp", 3, 0)]  # fmt: skip
@@ -1179,7 +1184,7 @@ chapter.show(
     alt="Attacked margin against certified margin on a log axis, six colours for L from 5 to 10. Dots for Theorem 2 lie in vertical lines far left of the diagonal, triangles for this chapter's "
     "certificates nearer to it; all lie above the diagonal.",
     caption=f"{sum(int((margins(n) >= best[n][: s.attacked]).sum()) for n in scatter)} of {len(scatter) * s.attacked} triangles, points of one L spread sideways a little, lie on or above the "
-    f"diagonal. Theorem 2 leaves gaps of {min(gap_paper):.0f} to {max(gap_paper):.0f}, the certificates of this chapter of "
+    f"diagonal. Measured to the attack, an upper bound rounded up to a grid of radii in steps of {float(radii[1] / radii[0]) - 1:.0%}, the gaps of Theorem 2 are at most {min(gap_paper):.0f} to {max(gap_paper):.0f}, the certificates of this chapter of "
     f"{min(gap_ours):.1f} to {max(gap_ours):.1f}.",
     answers="the scatter of estimated against certified margins",
 )
@@ -1222,12 +1227,14 @@ norms_fixed = torch.tensor(s.fixed) * unit
 
 
 def crossing(name):
-    """The norm at which P(||Δ|| ≤ r) crosses ½, interpolated in log norm between the radii, `[images]`."""
-    share = profiles[name].share[at_r].double()  # [radii, images]
-    first = (share <= 0.5).double().argmax(0).clamp_min(1)
-    found = (share <= 0.5).any(0)
-    high, low = share.gather(0, first[None] - 1)[0], share.gather(0, first[None])[0]
-    weight = ((high - 0.5) / (high - low).clamp_min(1e-9)).clamp(0, 1)
+    """The norm at which the median deviation reaches r, interpolated in log norm between the radii, `[images]`."""
+    damage = (
+        profiles[name].median.double().cummax(0).values
+    )  # a larger ball holds the smaller attack too
+    first = (damage >= s.r).double().argmax(0).clamp_min(1)
+    found = (damage >= s.r).any(0)
+    low, high = damage.gather(0, first[None] - 1)[0], damage.gather(0, first[None])[0]
+    weight = ((s.r - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
     logs = radii.double().log()
     between = (logs[first - 1] * (1 - weight) + logs[first] * weight).exp()
     return torch.where(found, between, censored)
@@ -1336,7 +1343,7 @@ norms_targeted = (1.0 * unit, 3.0 * unit, 5.0 * unit)
 
 
 def remaining(vae, radius):
-    """ρ per image for both targeted attacks at norm `radius`, the attacked inputs, and the KL reached."""
+    """ρ per image for both targeted attacks at norm `radius`, the perturbations, and where they end."""
     found = targeted_attacks(
         vae, victims, target_images, radius, steps=2 * s.attack_steps, restarts=s.restarts, box=(0.0, 1.0),
         generator=generator(seed, "targeted"),
@@ -1738,17 +1745,28 @@ pairs_drawn = gamma * torch.randn(budget, s.repeats, k, generator=stream) - gamm
 deviations = pairs_drawn.norm(dim=-1)  # [draws, repetitions]
 certificates = cert.coupling_margin(deviations, torch.zeros_like(deviations), a, b, 0.0, 2.0, 0.95)
 true_median = (2.0 - gamma * (2 * chi2.ppf(0.5, k)) ** 0.5) / (a * b)
-exact = float(cert.exact_isotropic_margin(a, b, gamma, 2.0, k))
 sample_median = (2.0 - deviations).median(0).values
+# Worst cases with c > 0: the certificate as proved, and with the term c max|e| left out.
+refuted, refuted_without = 0, 0
+for size_, case in cases.items():
+    e, other = torch.randn(
+        2, 600, *case["std"].shape, generator=generator(seed, "coupling", "cases", size_)
+    )
+    noise = case["a"] * (case["std"] * (e - other)).norm(dim=-1)
+    for slope, proved in ((case["c"], True), (0 * case["c"], False)):
+        margin = cert.coupling_margin(
+            noise, e.abs().amax(-1), case["a"], case["b"], slope, 1.0, LEVEL
+        )
+        count = violated(successes(case, margin, "coupling", size_)[margin > 0], 0.5)
+        refuted, refuted_without = refuted + count * proved, refuted_without + count * (not proved)
 
 # %% tags=["nbval-check-output"]
 chapter.claim(
     "B4",
     above=float((certificates > true_median).double().mean()),
-    beyond=float((certificates > exact).double().mean()),
+    violations=refuted,
     control=dict(
-        above=float((sample_median > true_median).double().mean()),
-        beyond=float((sample_median > exact).double().mean()),
+        above=float((sample_median > true_median).double().mean()), violations=refuted_without
     ),
 )
 torch.set_default_dtype(torch.float32)
@@ -1757,7 +1775,8 @@ torch.set_default_dtype(torch.float32)
 # ### Which slack is left
 #
 # One might hope to lower $a$ and $b$ by a tighter bound than a product of norms: a semidefinite programme, say. For these networks the hope is vain, and the reason is their virtue. The largest local slope at
-# *every* test image already equals the product of norms, as it must where every factor of the Jacobian is an isometry or the transpose of one. What slack there is sits in the sigmoid.
+# *every* test image already equals the product of norms, as it must where the factors are all isometries (a widening stack) or all transposes of isometries (a narrowing one). What slack the constants have sits in the sigmoid, a small factor; the rest of the gap between certificate and
+# attack is not explained by it.
 
 # %%
 chosen_slack = [("free", 3, 0), ("free", 5, 0), ("free", 10, 0), ("clamp", 5, 0), bench[0]]
@@ -1951,7 +1970,7 @@ chapter.show(
 # ### The same guarantee, more likelihood
 #
 # Now choose the network for the certificate. For a guaranteed $R = r/16$ on every input Theorem 2 needs $L \le \sqrt{r/(2R)}$ even without noise, Theorem 3 (fixed $\sigma$, in the code's form) $L \le \sqrt{r/R}$; {prf:ref}`prop-ceiling` with
-# the quarter allows $L \le \sqrt{4r/R}$. Each design takes 88% of its limit and all the noise that its own certificate then permits.
+# the quarter allows $L \le \sqrt{4r/R}$. The whole gain in $L$ comes from the quarter: Theorem 3 with $a = L/4$ has the same limit. What {prf:ref}`thm-median` and the ceiling add is room for noise and a $\sigma$ that may depend on $x$. Each design takes 88% of its limit and all the noise that its own certificate then permits.
 
 # %% tags=["hide-input"]
 for name, limit in LIMITS.items():
@@ -2018,7 +2037,7 @@ chapter.show(
     fig,
     "same-guarantee",
     alt="Left: six test images and their random reconstructions under the three designs that guarantee the same margin. Right: reconstruction error against log-likelihood for the three designs and the standard VAE.",
-    caption=f"At the same guaranteed margin the sharper certificate allows {min(gains):.0f} to {max(gains):.0f} nats more likelihood. Reconstruction error: {error_pair[0]:.2f} against {error_pair[1]:.2f} for the "
+    caption=f"At the same guaranteed margin the quarter and the sharper certificate together allow {min(gains):.0f} to {max(gains):.0f} nats more likelihood. Reconstruction error: {error_pair[0]:.2f} against {error_pair[1]:.2f} for the "
     "better of the paper's designs, with the noise that each certificate permits.",
 )
 
@@ -2109,7 +2128,8 @@ chapter.show(
     alt="Certified radius on a log axis against reconstruction error. A curve for the smoothed standard VAE with increasing noise rises; points for Lipschitz models labelled by their constant, with this "
     "chapter's certificates, and below them the same models with Theorem 2.",
     caption=f"At {s.coupling_draws} draws per image the smoothed standard VAE certifies {smooth[pick][0]:.2f} at a reconstruction error of {smooth[pick][1]:.2f}, the clamped L = 5 model {lipschitz_certificate:.2f} at "
-    f"{quality[rival_clamped]['error']:.2f}. Only the Lipschitz certificate holds without sampling at test time.",
+    f"{quality[rival_clamped]['error']:.2f}. Only the Lipschitz certificate holds without sampling at test time. "
+    f"With {s.coupling_draws} draws no smoothed radius can exceed {torch.special.ndtri(torch.tensor(0.001 ** (1 / s.coupling_draws))).item():.2f} τ, and the standard VAE was not trained on noisy inputs: both hold the rival back.",
 )
 
 # %% [markdown]
@@ -2208,11 +2228,12 @@ else:
 # - **What a margin means.** The definition compares two random reconstructions with each other and never with the image. A constant output is perfectly robust (B9), a blurred one nearly so, and at $r = 8$ the tolerance is larger than the distance of
 #   a typical MNIST image to the mean image. A model without a clamp looks as robust as a clamped one at $r = 8$ and falls behind it at small $r$, where its own posterior noise uses up the tolerance ({numref}`certified-margins`).
 # - **What the likelihood means.** The continuous Bernoulli's density at a black pixel grows with the logit, and without a limit on the logits a free decoder earns thousands of nats on the blank border (a first version here did). With the limit of
-#   `torch.distributions` the effect is bounded, not gone: part of the likelihood that a Lipschitz decoder lacks is the saturation of blank pixels. Nats and reconstruction errors therefore need not rank models alike ({numref}`certified-trade-off`), and the
-#   hundreds of nats that the sharper design of B6 gains buy no smaller l2 error at this budget.
+#   `torch.distributions` the effect is bounded, not gone: part of the likelihood that a Lipschitz decoder lacks is the saturation of blank pixels. In the recorded run nats and l2 errors even disagree in sign:
+#   over the sweep both rise with $L$ (caption of {numref}`certified-trade-off`), and a constant image has more nats than the model of the smallest $L$. C8 is a trade-off against this likelihood, not shown for reconstruction; and the
+#   hundreds of nats that the sharper design of B6 gains come with a slightly larger l2 error at this budget.
 # - **Training budget.** A standard VAE is smoothest when it is undertrained; the comparison of C7 turns on how long it trains, and the chapter trains it for longer than the Lipschitz ones. Networks and budgets of the `cpu` profile are smaller than the
 #   paper's (64 hidden units instead of 512, a few hundred steps), and all are far from convergence.
-# - **The posterior scale** (C10). Once the sigmoid's quarter is used, the scales of the paper's figure take only a few per cent of the budget, and the slope that the best certificate predicts is within the sampling error of ours.
+# - **The posterior scale** (C10). Once the sigmoid's quarter is used, the scales of the paper's figure take only a few per cent of the budget; the ledger has the slope that attacks show.
 # - **Attacked margins are upper bounds.** Ascent on the mean deviation with a few fixed draws, judged on fresh draws by an exact test, over a grid of radii: the true margin lies between certificate and attack. The stronger attacks tried above reach some per cent more damage. The authors' estimator scans radii from above, resamples
 #   inside a line search, and rescales to the sphere after the box was enforced; each makes margins look larger, so its values are not comparable with ours.
 # - **Targeted attacks** (C11). At these sizes the model with $L = 5$ is *easier* to steer towards a target than the standard VAE, although the largest damage that an attack does to it is smaller. Its encoder attains its slope everywhere (B5a), and its

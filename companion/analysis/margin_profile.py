@@ -34,12 +34,14 @@ class Profile:
     """`radius` `[r, batch]`: norms of the smallest attacks that broke r-robustness, upper bounds on the margins.
 
     Infinite where none did, 0 where the clean reconstruction fails. `share` `[r, radii, batch]` and `clean`
-    `[r, batch]`: fractions of fresh draws within r, under attack and without.
+    `[r, batch]`: fractions of fresh draws within r, under attack and without. `median` `[radii, batch]`: of the
+    deviation under attack.
     """
 
     radius: Tensor
     share: Tensor
     clean: Tensor
+    median: Tensor
 
 
 def margin_profile(
@@ -71,7 +73,7 @@ def margin_profile(
     norms = delta.norm(dim=-1).double().cpu().expand(len(rs), count, batch)
     radius = torch.where(broken, norms, torch.inf).min(1).values
     radius = torch.where(clopper_pearson(inside_clean, draws, level)[1] <= 0.5, 0.0, radius)
-    return Profile(radius, (inside / draws).cpu(), (inside_clean / draws).cpu())
+    return Profile(radius, (inside / draws).cpu(), (inside_clean / draws).cpu(), attacked.median(0).values.cpu())
 
 
 def targeted_attacks(

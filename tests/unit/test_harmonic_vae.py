@@ -229,7 +229,8 @@ def test_the_order_of_frequencies_needs_training_and_the_right_order_of_stds():
     untrained, _ = small_family(0)
     equal = sinc_degrees(untrained)
     assert equal[0] == equal[1]
-    assert not judged("C12", error_01=1.0, error_03=1.0, error_05=1.0, error_07=1.0, error_10=1.0)
+    degrees = {f"degree_{label}": equal[0] for label in ("01", "03", "05", "07")} | {"degree_10": equal[1]}
+    assert not judged("C4b", **degrees)
 
 
 def test_a_collapsed_vae_is_smooth_for_nothing_and_fails_the_formula_and_the_error():

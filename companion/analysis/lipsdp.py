@@ -18,7 +18,7 @@ def lipsdp(network: nn.Sequential) -> float:
     Raises ValueError where the solver's t gives none.
     """
     weights, slopes = linear_layers(network)
-    blocks = [w.numpy() for w in weights]
+    blocks = [w.cpu().numpy() for w in weights]
     if len(blocks) == 1:
         return float(numpy.linalg.norm(blocks[0], 2))
     sizes = [w.shape[0] for w in blocks[:-1]]

@@ -1445,7 +1445,7 @@ axes[1].set(
 axes[1].set_xticks(STDS, [f"{std:g}" for std in STDS])
 axes[1].set_yticks((2, 5, 10, 20, 50, 100), ("2", "5", "10", "20", "50", "100"))
 axes[1].minorticks_off()
-axes[1].legend(fontsize=7)
+axes[1].legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 for offset, (name, label, value) in enumerate(
     (
         (
@@ -1471,8 +1471,8 @@ for offset, (name, label, value) in enumerate(
 axes[2].set_xticks(
     [*range(3), *range(4, 7)], ["σ .1", "σ .5", "σ 1", "s 0", "s .5", "s 1"], fontsize=8
 )
-axes[2].set(yscale="log", ylabel="Lipschitz constant", title="Decoder | encoder (Table 1)")
-axes[2].legend(fontsize=7)
+axes[2].set(ylabel="Lipschitz constant", title="Decoder | encoder (Table 1)")
+axes[2].legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 chapter.show(
     fig,
     "lipschitz",

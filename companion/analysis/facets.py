@@ -123,3 +123,21 @@ def entropy(clusters: Tensor, count: int) -> float:
     """Return the entropy in nats of the empirical distribution of `clusters` `[n]` over `count` names."""
     shares = torch.bincount(clusters, minlength=count).double() / len(clusters)
     return float(torch.special.entr(shares).sum())
+
+
+def stroke_factors(images: Tensor, *, levels: int = 5) -> Tensor:
+    """Return slant and thickness of handwriting, cut into `levels` equal parts: int64 `[n, 2]` for `[n, 1, h, w]`.
+
+    Slant is the shear of the ink's second moments, thickness its area over its outline (sum of gradient lengths).
+    """
+    ink = images[:, 0].double()
+    height, width = ink.shape[1:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    mass = ink.sum((1, 2)).clamp(min=1e-9)
+    down = rows - ((ink * rows).sum((1, 2)) / mass)[:, None, None]
+    right = columns - ((ink * columns).sum((1, 2)) / mass)[:, None, None]
+    slant = -(ink * down * right).sum((1, 2)) / (ink * down.square()).sum((1, 2)).clamp(min=1e-9)
+    outline = (ink.diff(dim=1)[:, :, :-1].square() + ink.diff(dim=2)[:, :-1].square()).sqrt().sum((1, 2))
+    cuts = torch.linspace(0, 1, levels + 1, dtype=torch.float64)[1:-1]
+    measured = [slant, mass / outline.clamp(min=1e-9)]
+    return torch.stack([torch.bucketize(values, values.quantile(cuts)) for values in measured], 1)

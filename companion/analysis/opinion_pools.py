@@ -52,7 +52,7 @@ def minimise_on_simplex(objective: Callable[[Tensor], Tensor], start: Tensor) ->
         point = torch.tensor(r, requires_grad=True)
         value = objective(point)
         (slope,) = torch.autograd.grad(value, point)
-        return float(value), slope.numpy()
+        return float(value.detach()), slope.numpy()
 
     found = minimize(
         both,

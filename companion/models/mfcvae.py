@@ -187,28 +187,35 @@ class MFCVAE(nn.Module):
         constant = 0.5 * math.log(2 * math.pi * self.sigma**2)
         return (-0.5 * ((x - out) / self.sigma).square() - constant).sum(-1)
 
-    def facet_terms(self, q: Sequence[tuple[Tensor, Tensor]], eps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return what each facet adds to each of `BOUNDS`, `[J, batch]` in nats: all of the ELBO but log p(x|z).
+    def facet_terms(
+        self, q: Sequence[tuple[Tensor, Tensor]], eps: Sequence[Tensor], names: Sequence[str] = BOUNDS
+    ) -> dict[str, Tensor]:
+        """Return what each facet adds to the bounds in `names`, `[J, batch]` in nats: all of them but log p(x|z).
 
         `eps` holds `[L, batch, d_j]`, L samples of z_j. "closed" is exact and needs none; "samples" uses all L;
         "marginal" and "vade" the first (vade: the last, an independent one for L > 1, gives its q(c|x)).
         """
-        terms: dict[str, list[Tensor]] = {name: [] for name in BOUNDS}
+        terms: dict[str, list[Tensor]] = {name: [] for name in names}
         for (mean, std), noise, prior in zip(q, eps, self.priors, strict=True):
-            entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)  # of q(z_j|x)
             assert isinstance(prior, MixturePrior)
-            expected = prior.log_components(mean, std)  # E log π_k N_k, [batch, K]
-            terms["closed"].append(expected.logsumexp(-1) + entropy)  # L*: logsumexp_k(log π_k - KL_k)
-
+            entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)  # of q(z_j|x)
+            if "closed" in terms or "vade" in terms:
+                expected = prior.log_components(mean, std)  # E log π_k N_k, [batch, K]
+            if "closed" in terms:  # L*: logsumexp_k(log π_k - KL_k)
+                terms["closed"].append(expected.logsumexp(-1) + entropy)
+            if set(names) == {"closed"}:
+                continue
             at = prior.log_components(mean + std * noise)  # log π_k N_k at the samples, [L, batch, K]
             log_prior = at.logsumexp(-1)  # log p(z_j), [L, batch]
-            log_q = -(0.5 * noise.square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
-            terms["marginal"].append(log_prior[0] - log_q[0])
-            pooled = (at - log_prior[..., None]).mean(0)  # (1/L) Σ_l log p(c=k|z^l)
-            terms["samples"].append((log_prior - log_q).mean(0) + pooled.logsumexp(-1))
-
-            log_gamma = at[-1].log_softmax(-1)  # VaDE: q(c|x) := p(c|z~), cross terms under q(z|x)
-            terms["vade"].append((log_gamma.exp() * (expected - log_gamma)).sum(-1) + entropy)
+            log_q = 0.5 * (mean.shape[-1] - noise.square().sum(-1)) - entropy  # log q(z_j|x), [L, batch]
+            if "marginal" in terms:
+                terms["marginal"].append(log_prior[0] - log_q[0])
+            if "samples" in terms:
+                pooled = (at - log_prior[..., None]).mean(0)  # (1/L) Σ_l log p(c=k|z^l)
+                terms["samples"].append((log_prior - log_q).mean(0) + pooled.logsumexp(-1))
+            if "vade" in terms:  # q(c|x) := p(c|z~), cross terms analytically under q(z|x)
+                log_gamma = at[-1] - log_prior[-1][..., None]
+                terms["vade"].append((log_gamma.exp() * (expected - log_gamma)).sum(-1) + entropy)
         return {name: torch.stack(parts) for name, parts in terms.items()}
 
     def _all_on(self, z: Sequence[Tensor]) -> Tensor:
@@ -239,23 +246,26 @@ def sampled(q: Sequence[tuple[Tensor, Tensor]], eps: Sequence[Tensor]) -> list[T
     return [mean + std * noise[0] for (mean, std), noise in zip(q, eps, strict=True)]
 
 
-def negative_bound(
-    model: MFCVAE, batch: tuple[Tensor, ...], eps: Sequence[Tensor], hyper: Mapping[str, Tensor]
-) -> tuple[Tensor, dict[str, Any]]:
-    """Return minus the bound that the one-hot `hyper["bound"]` (order of `BOUNDS`) selects, mean over the batch.
+def negative_bound(names: Sequence[str] = BOUNDS) -> Any:
+    """Return the loss: minus the bound that the one-hot `hyper["bound"]` picks out of `names`, mean over the batch.
 
-    `batch` is (x `[batch, inputs]`, fade `[J]`) as `FadeIn` gives it; where `hyper["progressive"]` is 0 all facets are
-    on from the start. The weight of a facet's KL and its decoder rung fade in together, as released. With a weight
-    below 1 the loss is no bound.
+    Members of an Ensemble may have different bounds; what is not in `names` is not computed. The batch is (x `[batch,
+    inputs]`, fade `[J]`) as `FadeIn` gives it; where `hyper["progressive"]` is 0 all facets are on from the start. A
+    facet's KL weight and its decoder rung fade in together, as released; below 1 the loss is no bound.
     """
-    x, schedule = batch
-    fade = torch.where(hyper["progressive"] > 0, schedule, torch.ones_like(schedule))
-    q = model.encode(x)
-    likelihood = model.log_likelihood(x, sampled(q, eps), fade).mean()
-    terms = model.facet_terms(q, eps)
-    rest = torch.stack([terms[name].mean(-1) for name in BOUNDS])  # [bounds, J]
-    chosen = hyper["bound"] @ rest  # [J]
-    return -(likelihood + fade @ chosen), {"likelihood": likelihood, "kl": -chosen.sum()}
+
+    def loss(
+        model: MFCVAE, batch: tuple[Tensor, ...], eps: Sequence[Tensor], hyper: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        x, schedule = batch
+        fade = torch.where(hyper["progressive"] > 0, schedule, torch.ones_like(schedule))
+        q = model.encode(x)
+        likelihood = model.log_likelihood(x, sampled(q, eps), fade).mean()
+        terms = model.facet_terms(q, eps, names)
+        rest = hyper["bound"] @ torch.stack([terms[name].mean(-1) for name in names])  # [J]
+        return -(likelihood + fade @ rest), {"likelihood": likelihood, "kl": -rest.sum()}
+
+    return loss
 
 
 class FadeIn:

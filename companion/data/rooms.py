@@ -12,7 +12,7 @@ from torch import Tensor
 FACTORS = ("shape", "scale", "orientation", "floor", "wall", "object")
 SIZES = (4, 8, 15, 10, 10, 10)
 SIDE = 32
-_STEPS = 24  # of sphere tracing: the picture no longer changes
+_STEPS = 24  # of sphere tracing: a ray that grazes the object and has not arrived by then passes it
 
 
 def _distance(points: Tensor, shape: int) -> Tensor:

@@ -60,7 +60,7 @@ def swap_consistency(model: MFCVAE, x: Tensor, donors: Tensor, facet: int) -> di
     """Return how often a swapped image, encoded again, has the donor's cluster in `facet` and its own elsewhere.
 
     "taken" and "kept"; "taken_plain" and "kept_plain" the same for mere reconstructions, their ceiling;
-    "taken_chance" how often an image's own cluster is its donor's anyway.
+    "taken_chance" and "kept_chance" how often another image has the same cluster anyway.
     """
     before, wanted = assignments(model, x), assignments(model, donors)
     after, plain = assignments(model, swap(model, x, donors, facet)), assignments(model, swap(model, x, x, facet))
@@ -78,6 +78,7 @@ def swap_consistency(model: MFCVAE, x: Tensor, donors: Tensor, facet: int) -> di
         "taken_plain": share(plain[facet], before[facet]),
         "kept_plain": elsewhere(plain),
         "taken_chance": share(before[facet], wanted[facet]),
+        "kept_chance": elsewhere(wanted),
     }
 
 

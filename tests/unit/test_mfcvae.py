@@ -308,8 +308,8 @@ def test_roles_are_consistent_only_where_every_seed_agrees():
     assert facets.role_consistency(torch.stack([straight] * 4)) == 1.0
     assert facets.role_consistency(torch.stack([straight, straight, straight, straight.flip(0)])) == 0.75
     assert facets.role_consistency(torch.stack([both_in_one] * 4)) == 0.0
-    assert not passes("C7a", both=1.0, best_other=1.0)
-    assert not passes("C7a", both=0.75, best_other=0.5)
+    assert not passes("C7a", both=1.0, best_joint=0.5, best_other=1.0)
+    assert not passes("C7a", both=0.75, best_joint=0.5, best_other=0.5)
 
 
 class Oracle:
@@ -338,7 +338,7 @@ def test_swaps_of_perfect_facets_are_consistent_and_of_entangled_ones_are_not():
     donors = x[torch.randperm(60, generator=stream)]
     good = facets.swap_consistency(Oracle(), x, donors, 1)
     assert good["taken"] == good["kept"] == good["taken_plain"] == good["kept_plain"] == 1.0
-    assert 0.2 < good["taken_chance"] < 0.6
+    assert 0.2 < good["taken_chance"] < 0.6 and 0.2 < good["kept_chance"] < 0.6
     bad = facets.swap_consistency(Oracle(entangled=True), x, donors, 1)
     assert bad["taken"] < 0.8
     loss = {"taken_loss": bad["taken_plain"] - bad["taken"], "kept_loss": 0.0}
@@ -391,13 +391,20 @@ def test_missing_effects_fail_their_rules():
     assert not passes("C6b", leak=[0.01, 0.01], colour=[1.0, 1.0], ratio=[1.0, 1.0])
     assert not passes("C6c", digit=[-0.2, -0.1], style=[0.1, 0.1])
     assert not passes("C6d", floor_hue=[0.2], floor_shape=[0.3], wall_hue=[0.2], wall_shape=[0.3])
-    same = [0.7, 0.71, 0.72]
+    same, same_two = [0.7, 0.71, 0.72], [0.79, 0.79]
     assert not passes("C7b", both=same, ladder_joint=same, shared_progressive=same, shared_joint=same)
     assert not passes("C8b", ours=[0.6, 0.6], kmeans=[0.7, 0.7], gmm=[0.5, 0.5])
     assert not passes("C8c", ours=[0.4, 0.4], kmeans=[0.39, 0.39], grey=[0.0, 0.0])
-    assert not passes("C9b", colour=[0.2, 0.2], digit=[1.0, 1.0])
+    judge = dict(
+        read=[0.8] * 2, colour_taken=[1.0] * 2, digit_kept=[1.0] * 2, digit_taken=[1.0] * 2, colour_kept=[1.0] * 2
+    )
+    assert passes("C9b", **judge)
+    assert not passes("C9b", **judge | {"read": [0.1] * 2})  # a digit facet that decodes to nothing readable
+    assert not passes("C9b", **judge | {"digit_taken": [0.1] * 2})
+    assert not passes("C8d", ours=same_two, twice=[0.8, 0.8], image_ours=[0.6, 0.6], image_twice=[0.5, 0.5])
     assert not passes("C10", agreement=[0.1, 0.1], diversity=[1.0, 1.0])
-    assert not passes("C11", rho_0=[0.01, 0.01], rho_5=[0.01, 0.01], rho_9=[0.01, 0.01])
+    assert not passes("C11", shallow=[0.0, 0.0], deep=[0.2, 0.2])
     assert not passes("B1", closed=same, marginal=same)
-    assert not passes("B2", spearman=0.0)
-    assert not passes("B3", strong=[0.0, 0.0], weak=[0.0, 0.0], both_wide=[0.1, 0.1], both_narrow=[0.1, 0.1])
+    assert not passes("B2", within=[0.0] * 4, regret=0.0)
+    assert not passes("B2", within=[0.9] * 4, regret=0.3)
+    assert not passes("B3", strong=[0.0, 0.0], middle=[0.0, 0.0], weak=[0.0, 0.0])

@@ -90,8 +90,8 @@ s = chapter.settings(
         rooms_width=4, rooms_steps=3, rooms_batch=16, rooms_seeds=1, mnist_widths=(32, 48), mnist_steps=12, mnist_lr=1e-3, mnist_batch=64, mnist_learned=False, draws=20_000, curve=4_000, iwae=4, room_lr=3e-4,
     ),
     cpu=dict(
-        width=128, steps=1_300, batch=64, lr=2e-3, seeds=5, pairs=3, phase=400, images="mnist", n=8_000, image_width=192, image_steps=1_400, image_seeds=2, image_batch=64,
-        rooms_width=8, rooms_steps=120, rooms_batch=100, rooms_seeds=1, mnist_widths=(192, 384), mnist_steps=1_600, mnist_lr=2e-3, mnist_batch=64, mnist_learned=False, draws=200_000, curve=20_000, iwae=32, room_lr=2e-3,
+        width=128, steps=1_200, batch=64, lr=2e-3, seeds=5, pairs=3, phase=400, images="mnist", n=8_000, image_width=192, image_steps=1_250, image_seeds=2, image_batch=64,
+        rooms_width=8, rooms_steps=70, rooms_batch=100, rooms_seeds=1, mnist_widths=(192, 384), mnist_steps=1_400, mnist_lr=2e-3, mnist_batch=64, mnist_learned=False, draws=200_000, curve=20_000, iwae=32, room_lr=2e-3,
     ),
     gpu=dict(
         width=128, steps=2_800, batch=128, lr=1e-3, seeds=20, pairs=10, phase=800, images="mnist", n=60_000, image_width=500, image_steps=47_436, image_seeds=10, image_batch=512,

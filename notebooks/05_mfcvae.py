@@ -1757,16 +1757,16 @@ else:
 #   at these sizes and budgets.
 # - **The exact bound did not cluster better** (three seeds). The optimum of $q(c\mid x)$ answers the question the theorem asks. As a training objective $L^*$ charges $-\log Z$ for every posterior that straddles clusters, and the model saves the charge not with
 #   crisper posteriors, as the brief predicted (B1), but with clusters of the shallow facet that *overlap*, in every seed ({numref}`mfcvae-bounds`): $-\log Z=0$ also where $p(c\mid z)$ does not depend on $z$. The released single-sample loss,
-#   which by {prf:ref}`prop-mfcvae-cancel` contains no $q(c\mid x)$ at all, finds the crisper partition. Four samples move the objective towards $L^*$, and are not equivalent to one (C5a).
+#   which by {prf:ref}`prop-mfcvae-cancel` contains no $q(c\mid x)$ at all, finds the crisper partition. Four samples move the objective part of the way to $L^*$; which of the two differs from one sample by more than the spread over seeds is in the ledger (C5a).
 # - **Rules for $q(c\mid x)$ do not always name the same cluster after training** (C5b): the deep facet has eight clusters for five colours, and the rules choose differently among those of one colour. The labels they vote for are the same for nearly all images.
-# - **What fixes the roles is the order of training** rather than the ladder: shared networks trained progressively keep their roles in every seed too (C7a), and come close in digit purity (C7b). Joint training entangles the facets, with either gate.
+# - **What fixes the roles is the order of training** rather than the ladder: shared networks trained progressively keep their roles in every seed too (C7a), and are no worse at the digit within the spread over seeds (C7b). Joint training entangles the facets, with either gate.
 # - **Which factor a facet takes** follows pixel variance only roughly (B3), so "shallow" does not mean "style": on coloured digits the *shallow* facet holds the digit, because the deep one was trained first and took the colour; on MNIST it is the deep one.
 # - **Stroke style only in part** (C6c). On MNIST the shallow facet takes thickness; slant stays with the digit in the deep facet at this budget.
 # - **MNIST at a fraction of the budget** (C8b; passes over the data are printed beside {numref}`mfcvae-mnist`). Below k-means at the same number of clusters; the paper's 92 % took 402 passes over 60,000 images. In trial runs that are not recorded, learned weights starved
 #   clusters at this budget, so the `cpu` profile keeps them uniform.
 # - **Colours are easy to lose.** In trial runs that are not recorded, brighter colours or a smaller $\sigma$ let the likelihood outweigh the prior: a cluster covers two colours early and never lets go, and more clusters do not help. The headline holds in a regime that
 #   had to be found, with labels, on other seeds.
-# - **Samples at temperature ½** keep their cluster less often, and vary less in the rest, than asked (C10). A first run, on other seeds and with diversity pooled over clusters, had passed.
+# - **Samples at temperature ½** keep their cluster less often than asked (C10). A first run, on other seeds and with diversity pooled over clusters, had passed.
 # - **Correlated factors leak** (C11), into the deep facet more than into the shallow one; but the two partitions share *less* than the factors do, as a product prior asks.
 # - **Purity is generous.** It counts many clusters per label; the table beside C8c has Hungarian accuracy, NMI and ARI. NMI on a few hundred images is biased upwards by more than the differences at stake: see {ref}`ex-mfcvae-nmi`.
 # - **Not the paper's data.** Coloured digits, coloured MNIST and our rooms stand where the paper has SVHN and 3DShapes; group norms stand where it has batch norms, whose codes depend on the other images of a batch.

@@ -4,39 +4,41 @@ If Σ_k = A D_k Aᵀ with diagonal D_k and some pair of components has pairwise 
 order and scale of its rows; if all D_k are multiples of one matrix, it is arbitrary up to a rotation.
 """
 
+import math
+
 import numpy
 import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 
-def jacobi(matrices: Tensor, *, sweeps: int = 100, tolerance: float = 1e-10) -> Tensor:
+def jacobi(matrices: Tensor, *, sweeps: int = 60, tolerance: float = 1e-9) -> Tensor:
     """Return an orthogonal V `[n, n]` that makes every Vᵀ M_k V as diagonal as it can, `matrices` `[k, n, n]`.
 
     Plane rotations in their closed form (Cardoso & Souloumiac 1996), float64, until no angle exceeds `tolerance`.
     """
-    m = matrices.double().clone()
+    m = matrices.double().cpu().numpy().copy()  # NumPy: thousands of tiny operations, each costs its call
     n = m.shape[-1]
-    v = torch.eye(n, dtype=torch.float64)
+    v = numpy.eye(n)
     for _ in range(sweeps):
         largest = 0.0
         for i in range(n - 1):
             for j in range(i + 1, n):
-                h = torch.stack([m[:, i, i] - m[:, j, j], m[:, i, j] + m[:, j, i]])
-                gram = h @ h.mT
-                on, off = float(gram[0, 0] - gram[1, 1]), float(gram[0, 1] + gram[1, 0])
-                angle = 0.5 * numpy.arctan2(off, on + numpy.hypot(on, off))
+                difference, twice = m[:, i, i] - m[:, j, j], 2 * m[:, i, j]
+                on, off = difference @ difference - twice @ twice, 2 * difference @ twice
+                angle = 0.5 * math.atan2(off, on + math.hypot(on, off))
                 if abs(angle) <= tolerance:
                     continue
                 largest = max(largest, abs(angle))
-                c, s = numpy.cos(angle), numpy.sin(angle)
-                turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
-                m[:, :, [i, j]] = m[:, :, [i, j]] @ turn
-                m[:, [i, j], :] = turn.mT @ m[:, [i, j], :]
-                v[:, [i, j]] = v[:, [i, j]] @ turn
+                c, s = math.cos(angle), math.sin(angle)
+                for array in (m, v):  # columns of all, then rows of the matrices
+                    first, second = array[..., i].copy(), array[..., j].copy()
+                    array[..., i], array[..., j] = c * first + s * second, c * second - s * first
+                first, second = m[:, i].copy(), m[:, j].copy()
+                m[:, i], m[:, j] = c * first + s * second, c * second - s * first
         if largest == 0.0:
             break
-    return v
+    return torch.from_numpy(v)
 
 
 def unmixing(covariances: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -177,5 +177,3 @@ def _well_conditioned(rows: int, columns: int, stream: torch.Generator, draws: i
     condition = torch.linalg.cond(drawn)
     limit = condition[:draws].quantile(0.25)
     return drawn[draws:][int((condition[draws:] < limit).int().argmax())]
-
-

@@ -36,10 +36,12 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], *, generator: torch.Generator) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
-        for layer in self.layers:
-            for tensor in (layer.weight, layer.bias):  # PyTorch's default, drawn from our own stream
-                nn.init.uniform_(tensor, -(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator)
+        layers = [nn.Linear(i, o) for i, o in pairwise(sizes)]
+        for layer in layers:
+            bound = layer.in_features**-0.5  # PyTorch's default, drawn from our own stream
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., in]` to `[..., out]`."""
@@ -180,3 +182,35 @@ class PiecewiseAffineFlow(nn.Module):
 def negative_log_likelihood(flow: Any, batch: tuple[Tensor, ...], _noise: Any, _hyper: Mapping[str, Tensor]) -> Any:
     """The flow's loss, in nats per example, for batches (x, u)."""
     return -flow.log_prob(*batch[:2]).mean(), {}
+
+
+class PatchCoder(nn.Module):
+    """An autoencoder of image patches whose code may pass through a softly assigned codebook (relaxed VQ).
+
+    Every cell of the grid shares the networks. With `relaxed` a code v becomes Σ_k w_k e_k, w the softmax of
+    (−‖v − e_k‖² + Gumbel noise) / temperature; without, it stays v.
+    """
+
+    relaxed: Tensor
+
+    def __init__(
+        self, relaxed: bool, patch: int, hidden: int, dim: int, *, codes: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.encoder = MLP((patch, hidden, dim), generator=generator)
+        self.decoder = MLP((dim, hidden, patch), generator=generator)
+        self.codebook = nn.Parameter(torch.randn(codes, dim, generator=generator))
+        self.register_buffer("relaxed", torch.tensor(float(relaxed)))
+
+    def codes(self, patches: Tensor, gumbel: Tensor | float = 0.0, temperature: float = 0.5) -> Tensor:
+        """Return the code of every cell `[batch, cells, dim]` for `patches` `[batch, cells, patch]`."""
+        v = self.encoder(patches)
+        distance = (v[..., None, :] - self.codebook).square().sum(-1)
+        soft = ((gumbel - distance) / temperature).softmax(-1) @ self.codebook
+        return torch.where(self.relaxed > 0, soft, v)
+
+
+def patch_loss(coder: Any, batch: tuple[Tensor, ...], gumbel: Tensor, _hyper: Mapping[str, Tensor]) -> Any:
+    """The loss: −log p(patches | codes) in nats per image, Bernoulli on grey values, for a batch (patches, ...)."""
+    out = coder.decoder(coder.codes(batch[0], gumbel))
+    return binary_cross_entropy_with_logits(out, batch[0], reduction="none").sum((-2, -1)).mean(), {}

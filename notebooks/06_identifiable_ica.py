@@ -376,7 +376,7 @@ chapter.show(
 #
 # :::{prf:theorem} iVAE (as remembered), Gaussian case without noise
 # :label: thm-ica-label
-# Let $f$ be a diffeomorphism and let $L = [\lambda(u_j)-\lambda(u_0)]_{j=1..2n}$ be invertible for some labels. If $(f',\lambda')$ gives the same $p(x\mid u)$ for every $u$, then $T(f^{-1}(x)) = A\,T(f'^{-1}(x))+c$ with $A$ invertible, and
+# Let $f, f'$ be homeomorphisms, differentiable almost everywhere, and let $L = [\lambda(u_j)-\lambda(u_0)]_{j=1..2n}$ be invertible for some labels. If $(f',\lambda')$ gives the same $p(x\mid u)$ for every $u$, then $T(f^{-1}(x)) = A\,T(f'^{-1}(x))+c$ with $A$ invertible, and
 # for $n$ latents with both moments modulated $f^{-1}$ and $f'^{-1}$ agree up to order, scale and shift of coordinates.
 # :::
 #

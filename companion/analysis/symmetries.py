@@ -22,7 +22,7 @@ def twist(z: Tensor, rate: float) -> Tensor:
 def diagonal_gap(weight: Tensor, variance: float) -> float:
     """Return min KL(q || p(z|x)) in nats over Gaussians q with diagonal covariance, for x = W z + noise, z ~ N(0, I).
 
-    The posterior precision is Λ = I + WᵀW / `variance`; the best q has variances 1 / Λ_ii: ½ (Σ log Λ_ii − log |Λ|).
+    The posterior precision is Λ = I + WᵀW / `variance`; the best q has variances 1 / Λ_ii: ½ (Σ log Λ_ii − log det Λ).
     """
     precision = torch.eye(weight.shape[1], dtype=weight.dtype) + weight.mT @ weight / variance
     return float(0.5 * (precision.diagonal().log().sum() - torch.linalg.slogdet(precision)[1]))
@@ -109,5 +109,5 @@ def mixture_log_density(means: Tensor, variances: Tensor, weights: Tensor) -> Ca
 
 
 def volume_change(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """Return log |det ∂function/∂z| `[rows]` at `z` `[rows, n]`, by automatic differentiation."""
+    """Return the log absolute determinant of ∂function/∂z `[rows]` at `z` `[rows, n]`, by automatic differentiation."""
     return torch.linalg.slogdet(vmap(torch.func.jacrev(function))(z))[1]

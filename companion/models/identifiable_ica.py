@@ -163,7 +163,7 @@ class PiecewiseAffineFlow(nn.Module):
         self.slope = slope
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z = f^-1(x) `[batch, dim]` and log |det ∂z/∂x| `[batch]`."""
+        """Return z = f^-1(x) `[batch, dim]` and the log-determinant of ∂z/∂x `[batch]`."""
         log_det = torch.linalg.slogdet(self.weight)[1].sum()
         total = torch.zeros_like(x[..., 0])
         for k, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):

@@ -41,7 +41,7 @@ class Mixing:
         return x
 
     def log_det(self, s: Tensor) -> Tensor:
-        """Return the log-volume factor ½ log det JᵀJ of f at `s` `[..., d]`, `[...]`; the log absolute determinant where d = D."""
+        """Return the log-volume factor ½ log det JᵀJ of f at `s` `[..., d]`, `[...]`; log of abs det J where d = D."""
         jacobian, square, total = torch.eye(s.shape[-1], dtype=s.dtype).to(s), True, s.new_zeros(s.shape[:-1])
         for step in self.steps:
             slopes = self._slope(s) if step is None else None

@@ -169,12 +169,60 @@ def independence_null(rows: int, dim: int, *, draws: int = 50, generator: torch.
     return {name: float(values.mean()) for name, values in agreement(a, b).items()}
 
 
+def live_tables(codes: list[Tensor]) -> dict[str, Tensor]:
+    """Return held-out "strong" and "affine" scores of every pair of `codes`, one `[rows, p_i]` per run, p_i may differ.
+
+    For runs whose dead latents have been left out. Affine: each latent of one run from all of the other, both ways.
+    """
+    runs, rows = len(codes), len(codes[0]) // 2
+    tables = {name: torch.full((runs, runs), torch.nan, dtype=torch.float64) for name in ("strong", "affine")}
+
+    def explained(a: Tensor, b: Tensor) -> Tensor:
+        design = torch.cat([a, torch.ones(len(a), 1, dtype=a.dtype)], 1)
+        rest = b[rows:] - design[rows:] @ torch.linalg.lstsq(design[:rows], b[:rows]).solution
+        return (1 - rest.var(0) / b[rows:].var(0)).clamp_min(0).sqrt().mean()
+
+    for i in range(runs):
+        for j in range(i):
+            a, b = codes[i].double().cpu(), codes[j].double().cpu()
+            tables["strong"][i, j] = tables["strong"][j, i] = _held_strong(a, b)
+            tables["affine"][i, j] = tables["affine"][j, i] = (explained(a, b) + explained(b, a)) / 2
+    return tables
+
+
+def _held_strong(a: Tensor, b: Tensor) -> float:
+    rows = len(a) // 2
+    fit, held = (correlations(a[part], b[part]) for part in (slice(rows), slice(rows, None)))
+    first, second = linear_sum_assignment(fit.abs().numpy(), maximize=True)  # any shape: the smaller side is matched
+    return float((held * fit.sign())[first, second].mean())
+
+
+def random_axes(codes: list[Tensor], *, white: bool, generator: torch.Generator) -> float:
+    """Return the mean strong score over pairs after every run was put into random axes of its own latents.
+
+    The codes are standardised, or whitened, and rotated. The null of "these latents share a space, not their axes".
+    """
+    turned = []
+    for code in codes:
+        z = code.double().cpu()
+        first = z[: len(z) // 2]
+        z = z - first.mean(0)
+        if white:
+            factor = torch.linalg.cholesky(_regular(torch.cov(first.mT).view(z.shape[1], z.shape[1])))
+            z = torch.linalg.solve_triangular(factor, z.mT, upper=False).mT
+        else:
+            z = z / first.std(0)
+        turned.append(z @ haar(1, z.shape[1], generator=generator)[0])
+    pairs = [_held_strong(turned[i], turned[j]) for i in range(len(turned)) for j in range(i)]
+    return sum(pairs) / len(pairs)
+
+
 def ladder(a: Tensor, b: Tensor, *, neighbours: int = 10) -> dict[str, float]:
     """Return the share of the variance of `b` that `a` leaves unexplained, by ever wider classes of maps.
 
-    `a`, `b` `[n, p]`, each coordinate standardised. "match": order, sign and scale; "rotate": one rotation of the
-    whitened codes, which is canonical correlation; "linear": least squares; "nearest": mean of the nearest
-    `neighbours`, after whitening and with least squares taken out. Fitted on one half, judged on the other.
+    `a` `[n, p]`, `b` `[n, q]`, each coordinate standardised. "match": order, sign and scale; "linear": least squares;
+    "nearest": the mean residual of the nearest `neighbours` of whitened `a`, besides. Fitted on one half, judged on
+    the other.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -182,7 +230,7 @@ def ladder(a: Tensor, b: Tensor, *, neighbours: int = 10) -> dict[str, float]:
     a, b = (((v - v[:rows].mean(0)) / v[:rows].std(0)).double().cpu() for v in (a, b))
     table = correlations(a[:rows], b[:rows]).numpy()
     chosen, columns = linear_sum_assignment(abs(table), maximize=True)
-    matched = torch.empty_like(a)
+    matched = torch.zeros_like(b)
     matched[:, columns] = a[:, chosen] * torch.from_numpy(table[chosen, columns])
     design = torch.cat([a, torch.ones(len(a), 1, dtype=a.dtype)], 1)
     linear = design @ torch.linalg.lstsq(design[:rows], b[:rows]).solution

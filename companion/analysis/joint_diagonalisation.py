@@ -70,7 +70,9 @@ def label_covariances(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return covariance `[k, n, n]` and share `[k]` of every label with more than 2n rows of `x` `[rows, n]`."""
     groups = [x[labels == k].double() for k in labels.unique()]
     groups = [g for g in groups if len(g) > 2 * x.shape[1]]
-    return torch.stack([torch.cov(g.mT) for g in groups]), torch.tensor([len(g) / len(x) for g in groups])
+    return torch.stack([torch.atleast_2d(torch.cov(g.mT)) for g in groups]), torch.tensor(
+        [len(g) / len(x) for g in groups]
+    )
 
 
 def mixture_covariances(x: Tensor, components: int, *, seed: int, starts: int = 1) -> tuple[Tensor, Tensor]:

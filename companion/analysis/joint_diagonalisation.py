@@ -77,6 +77,6 @@ def label_covariances(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def mixture_covariances(x: Tensor, components: int, *, seed: int, starts: int = 1) -> tuple[Tensor, Tensor]:
     """Return covariances `[k, n, n]` and weights `[k]` of a full Gaussian mixture fitted to `x` by EM, no labels."""
-    model = GaussianMixture(components, n_init=starts, random_state=seed, reg_covar=1e-6, max_iter=150)
+    model = GaussianMixture(components, n_init=starts, random_state=seed, reg_covar=1e-6, max_iter=100)
     model.fit(x.double().numpy())
     return torch.from_numpy(model.covariances_), torch.from_numpy(model.weights_)

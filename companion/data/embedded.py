@@ -1,15 +1,18 @@
-"""Sets that need no file: scikit-learn's digits and diabetes, procedural sinusoids and sprites."""
+"""Sets that need no file: scikit-learn's digits (grey, coloured) and diabetes, sinusoids, sprites, rooms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy
 import torch
 
 from companion.data.cards import Card, Dataset, Source
+from companion.data.coloured import paint
+from companion.data.rooms import SIZES as ROOM_SIZES
+from companion.data.rooms import Rooms
 from companion.data.sprites import SIZES, Sprites
 from companion.data.tables import standardised
 from companion.errors import CompanionError
@@ -70,6 +73,33 @@ def read_sprites(card: Card, split: str, _paths: Sequence[Path], *, n: int = 10_
     return Dataset(grid.render(factors), factors, card)
 
 
+def read_coloured_digits(
+    card: Card, split: str, paths: Sequence[Path], *, correlation: float = 0.0, seed: int = 0
+) -> Dataset:
+    """Paint the digits on five backgrounds: x `[n, 3, 8, 8]`, y `[n, 2]` = (digit, colour); see `coloured.paint`."""
+    digits = read_digits(card, split, paths)
+    return paint(digits, correlation=correlation, seed=seed)
+
+
+def read_rooms(card: Card, split: str, _paths: Sequence[Path], *, varying: str = "floor", seed: int = 0) -> Dataset:
+    """Draw the 4,800 rooms that differ in shape, scale, orientation and one hue: x `[n, 3, 32, 32]`, y `[n, 6]`.
+
+    The selection of MFCVAE's 3DShapes experiments: `varying` is "floor" (its configuration 1) or "wall" (2), the
+    other hues are fixed; `seed` draws the 80/20 split. Raises CompanionError for another hue.
+    """
+    hues = {"floor": 3, "wall": 4}
+    if varying not in hues:
+        raise CompanionError(f"'rooms' varies one of {', '.join(hues)}, not '{varying}'")
+    free = [0, 1, 2, hues[varying]]
+    grid = torch.cartesian_prod(*[torch.arange(ROOM_SIZES[factor]) for factor in free])
+    factors = torch.tensor([0, 0, 0, 1, 5, 0]).repeat(len(grid), 1)
+    factors[:, free] = grid
+    order = torch.randperm(len(grid), generator=generator(seed, "rooms", "split"))
+    held = len(grid) // 5
+    factors = factors[order[:held] if split == "test" else order[held:]]
+    return Dataset(Rooms().render(factors), factors, card)
+
+
 _CARDS = [
     Card(
         name="digits",
@@ -108,7 +138,32 @@ _CARDS = [
         shape=f"{math.prod(SIZES)} images of 1 x 64 x 64, factors shape, scale, orientation, x, y",
         note="The factor grid of dSprites drawn anew: same factors and order, not the same pixels.",
     ),
+    Card(
+        name="coloured_digits",
+        title="scikit-learn digits",
+        source=_SKLEARN,
+        licence="BSD-3-Clause with scikit-learn; data of the UCI repository (cite it)",
+        citation="E. Alpaydin, C. Kaynak, Optical recognition of handwritten digits, UCI, 1998",
+        shape="1442 + 355 images of 3 x 8 x 8, 10 classes x 5 colours",
+        note="Colours are drawn from the seed (option), independent of the digit unless correlation is set.",
+    ),
+    Card(
+        name="rooms",
+        title="rooms after 3D Shapes",
+        source="procedural",
+        licence="MIT",
+        citation="after C. Burgess, H. Kim, 3D Shapes, 2018",
+        shape="3840 + 960 images of 3 x 32 x 32, factors shape, scale, orientation, floor, wall, object hue",
+        note="The factor grid of 3D Shapes drawn anew by ray casting: same factors and sizes, not the same pixels.",
+    ),
 ]
-_READERS = [read_digits, read_diabetes, read_sinusoids, read_sprites]
+_READERS: list[Callable[..., Dataset]] = [
+    read_digits,
+    read_diabetes,
+    read_sinusoids,
+    read_sprites,
+    read_coloured_digits,
+    read_rooms,
+]
 
 EMBEDDED = {card.name: Source(card, reader) for card, reader in zip(_CARDS, _READERS, strict=True)}

@@ -1,26 +1,29 @@
-"""Bijections of vectors and images: rational-quadratic spline couplings at several scales, each with its log-determinant.
+"""Bijections of vectors and images: rational-quadratic spline couplings at several scales, with log-determinants.
 
-Durkan et al., "Neural Spline Flows" (2019). A layer is a module with `forward(x) -> (y, log|det dy/dx| [batch])` and
-`inverse(y) -> x`; `x` is `[batch, c, h, w]`, a vector being an image of one pixel. All run inside Ensemble (vmap).
+Durkan et al., "Neural Spline Flows" (2019). A layer is a module with `forward(x) -> (y, log-determinant of dy/dx [batch])` and
+`inverse(y) -> x`; `x` is `[batch, h, w, c]`, a vector being an image of one pixel. All run inside Ensemble (vmap).
 """
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pixel_shuffle, pixel_unshuffle, softplus
+from torch.nn.functional import pad, softplus
 
 FLOOR = 1e-3  # least width and height of a bin (as a share) and least slope at a knot
 
 
 def rq_spline(x: Tensor, raw: Tensor, bound: float, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """Map `x` `[...]` by monotone splines with unconstrained parameters `raw` `[3K - 1, ...]`; identity outside ±`bound`.
+    """Map `x` `[...]` by monotone splines with free parameters `raw` `[3K - 1, ...]`; identity outside ±`bound`.
 
-    Returns the image and the log-derivative of the map that was applied, both `[...]`. All-zero `raw` gives the identity.
+    Returns the image and the log-derivative of the map that was applied, both `[...]`. Zero `raw` gives the identity.
     """
     bins = (len(raw) + 1) // 3
-    shares = torch.stack([raw[:bins], raw[bins : 2 * bins]]).softmax(1)  # parameters lead: what follows stays contiguous
+    shares = torch.stack([raw[:bins], raw[bins : 2 * bins]]).softmax(
+        1
+    )  # parameters lead: what follows stays contiguous
     sizes = 2 * bound * FLOOR + 2 * bound * (1 - FLOOR * bins) * shares  # [2, K, ...]: widths and heights
     knots = torch.cat([torch.full_like(sizes[:, :1], -bound), sizes[:, :-1].cumsum(1) - bound], 1)  # left ends
     inner = FLOOR + softplus(raw[2 * bins :] + math.log(math.expm1(1 - FLOOR)))
@@ -49,13 +52,16 @@ def rq_spline(x: Tensor, raw: Tensor, bound: float, *, inverse: bool = False) ->
 
 
 class Squeeze(nn.Module):
-    """Trade space for channels, `[c, h, w]` to `[4c, h/2, w/2]`; volume preserving."""
+    """Trade space for channels, `[h, w, c]` to `[h/2, w/2, 4c]`; volume preserving."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return pixel_unshuffle(x, 2), x.new_zeros(len(x))
+        """Return the squeezed `x` `[batch, h, w, c]` and zeros."""
+        y = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)
+        return y.flatten(3), x.new_zeros(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        return pixel_shuffle(y, 2)
+        """Undo `forward`."""
+        return y.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 class ActNorm(nn.Module):
@@ -63,21 +69,22 @@ class ActNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.log_scale, self.shift = (nn.Parameter(torch.zeros(channels)) for _ in range(2))
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Normalise the channels of `x` `[batch, c, h, w]`."""
-        std, mean = torch.std_mean(x, (0, 2, 3))
-        self.log_scale.copy_(-std.clamp_min(1e-3).log()[:, None, None])
-        self.shift.copy_(mean[:, None, None])
+        """Normalise the channels of `x` `[batch, h, w, c]`."""
+        std, mean = torch.std_mean(x, (0, 1, 2))
+        self.log_scale.copy_(-std.clamp_min(1e-3).log())
+        self.shift.copy_(mean)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logdet = self.log_scale.sum() * (x.shape[-1] * x.shape[-2])
+        """Return the normalised `x` and its log-determinants."""
+        logdet = self.log_scale.sum() * (x.shape[1] * x.shape[2])
         return (x - self.shift) * self.log_scale.exp(), logdet.expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
+        """Undo `forward`."""
         return y * (-self.log_scale).exp() + self.shift
 
 
@@ -85,88 +92,105 @@ class Mix(nn.Module):
     """An invertible matrix over channels in LU form, a random rotation at first (the 1x1 convolution of Glow)."""
 
     permutation: Tensor
+    sign: Tensor
 
     def __init__(self, channels: int, *, generator: torch.Generator) -> None:
         super().__init__()
-        rotation = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))[0]
-        permutation, lower, upper = torch.linalg.lu(rotation)
-        default = torch.get_default_dtype()
-        self.register_buffer("permutation", permutation.to(default))
-        self.lower = nn.Parameter(lower.tril(-1).to(default))
-        self.upper = nn.Parameter(upper.triu(1).to(default))
-        self.register_buffer("sign", upper.diagonal().sign().to(default))
-        self.log_size = nn.Parameter(upper.diagonal().abs().log().to(default))
+        self.register_buffer("permutation", torch.eye(channels))
+        self.register_buffer("sign", torch.ones(channels))
+        self.lower, self.upper = (nn.Parameter(torch.zeros(channels, channels)) for _ in range(2))
+        self.log_size = nn.Parameter(torch.zeros(channels))
+        self.set(torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))[0])
+
+    @torch.no_grad()
+    def set(self, matrix: Tensor) -> None:
+        """Become the invertible `matrix` `[c, c]`."""
+        permutation, lower, upper = torch.linalg.lu(matrix.double())
+        self.permutation.copy_(permutation)
+        self.lower.copy_(lower.tril(-1))
+        self.upper.copy_(upper.triu(1))
+        self.sign.copy_(upper.diagonal().sign())
+        self.log_size.copy_(upper.diagonal().abs().log())
 
     def matrix(self) -> Tensor:
         """Return the matrix `[c, c]`."""
         lower = self.lower.tril(-1) + torch.eye(len(self.lower)).to(self.lower)
-        return self.permutation @ lower @ (self.upper.triu(1) + torch.diag(self.sign * self.log_size.exp()))
+        return self.permutation @ lower @ (self.upper.triu(1) + torch.diag_embed(self.sign * self.log_size.exp()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = (self.matrix() @ x.flatten(2)).unflatten(2, x.shape[2:])
-        return y, (self.log_size.sum() * (x.shape[-1] * x.shape[-2])).expand(len(x))
+        """Return `x` `[batch, h, w, c]` with mixed channels and its log-determinants."""
+        return x @ self.matrix().mT, (self.log_size.sum() * (x.shape[1] * x.shape[2])).expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        return torch.linalg.solve(self.matrix(), y.flatten(2)).unflatten(2, y.shape[2:])
+        """Undo `forward`."""
+        return torch.linalg.solve(self.matrix(), y.mT).mT
+
+
+def patches(x: Tensor) -> Tensor:
+    """Return the 3x3 neighbourhoods `[batch, h, w, 9c]` of `x` `[batch, h, w, c]`, with zeros beyond the border.
+
+    A convolution is then a matrix product, which vmap batches over an Ensemble's members; a grouped one is slow.
+    """
+    height, width = x.shape[1:3]
+    wide = pad(x, (0, 0, 1, 1, 1, 1))
+    return torch.cat([wide[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], -1)
 
 
 class Coupling(nn.Module):
     """Half of the channels pass; the splines of the other half depend on them through a small convolutional network.
 
-    Three convolutions, `kernel` x `kernel` first and then 1x1 (an MLP for an image of one pixel); the last starts at
-    zero, hence the layer as the identity.
+    Three convolutions, 3x3 first (for more than one pixel) and then 1x1; the last starts at zero, hence the layer as
+    the identity. An image of one pixel makes it an MLP.
     """
 
     def __init__(
-        self, channels: int, hidden: int, *, kernel: int, bins: int, bound: float, generator: torch.Generator
+        self, channels: int, hidden: int, *, local: bool, bins: int, bound: float, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.kept = channels - channels // 2
-        self.bound, self.kernel, self.per = bound, kernel, 3 * bins - 1
-        fan = self.kept * kernel**2
-
-        def weight(rows: int, columns: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(rows, columns, generator=generator) * (2 / columns) ** 0.5)
-
-        self.first, self.second = weight(hidden, fan), weight(hidden, hidden)
-        self.first_bias, self.second_bias = (nn.Parameter(torch.zeros(hidden, 1)) for _ in range(2))
-        self.last = nn.Parameter(torch.zeros(channels // 2 * self.per, hidden))
-        self.last_bias = nn.Parameter(torch.zeros(channels // 2 * self.per, 1))
+        self.kept, self.local = channels - channels // 2, local
+        self.bound, self.per = bound, 3 * bins - 1
+        sizes = (self.kept * (9 if local else 1), hidden, hidden)
+        self.inner = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
+        self.last = nn.Linear(hidden, channels // 2 * self.per)
+        with torch.no_grad():
+            for layer in self.inner:
+                values = torch.randn(layer.weight.shape, generator=generator)  # type: ignore[arg-type]
+                layer.weight.copy_(values * (2 / layer.in_features) ** 0.5)  # type: ignore[operator]
+            for parameter in (self.last.weight, *(layer.bias for layer in (*self.inner, self.last))):
+                parameter.zero_()  # type: ignore[operator]
 
     def raw(self, kept: Tensor) -> Tensor:
-        """Return the spline parameters `[3K - 1, batch, c', h, w]` given the passing channels."""
-        if self.kernel == 1:
-            hidden = self.first @ kept.flatten(2)
-        else:
-            shape = (len(self.first), kept.shape[1], self.kernel, self.kernel)
-            hidden = conv2d(kept, self.first.reshape(shape), padding=self.kernel // 2).flatten(2)
-        hidden = (hidden + self.first_bias).relu()
-        hidden = (self.second @ hidden + self.second_bias).relu()
-        out = self.last @ hidden + self.last_bias  # [batch, c' * per, h * w]
-        return out.unflatten(1, (self.per, -1)).movedim(1, 0).unflatten(-1, kept.shape[2:])
+        """Return the spline parameters `[3K - 1, batch, h, w, c']` given the passing channels."""
+        hidden = patches(kept) if self.local else kept
+        for layer in self.inner:
+            hidden = layer(hidden).relu()
+        return self.last(hidden).unflatten(-1, (self.per, -1)).movedim(-2, 0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept, moved = x[:, : self.kept], x[:, self.kept :]
+        """Return the coupled `x` `[batch, h, w, c]` and its log-determinants."""
+        kept, moved = x[..., : self.kept], x[..., self.kept :]
         moved, log_slope = rq_spline(moved, self.raw(kept), self.bound)
-        return torch.cat([kept, moved], 1), log_slope.sum((1, 2, 3))
+        return torch.cat([kept, moved], -1), log_slope.sum((1, 2, 3))
 
     def inverse(self, y: Tensor) -> Tensor:
-        kept, moved = y[:, : self.kept], y[:, self.kept :]
-        return torch.cat([kept, rq_spline(moved, self.raw(kept), self.bound, inverse=True)[0]], 1)
+        """Undo `forward`."""
+        kept, moved = y[..., : self.kept], y[..., self.kept :]
+        return torch.cat([kept, rq_spline(moved, self.raw(kept), self.bound, inverse=True)[0]], -1)
 
 
 class Flow(nn.Module):
-    """levels x (squeeze, then `steps` x [ActNorm, mixing, coupling]) between images and flat codes `[batch, d]`.
+    """levels x (squeeze, then `steps` x [ActNorm, mixing, coupling]) and one matrix, between images and flat codes.
 
-    With `split` half of the channels leave after each level but the last (multi-scale); a vector `(d, 1, 1)` has one level and no
-    squeeze. `forward` goes from data to codes, the direction that training needs; `inverse` back.
+    Data and codes are `[batch, d]`, images `shape` = (h, w, c). With `split` half of the channels leave after each
+    level but the last (multi-scale); a vector (1, 1, d) has one level and no squeeze. `forward` goes from data to
+    codes, the direction that training needs; `inverse` back.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
         *,
-        levels: int,
+        levels: int = 1,
         steps: int,
         hidden: int,
         bins: int = 4,
@@ -175,7 +199,7 @@ class Flow(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        channels, height, width = shape
+        height, width, channels = shape
         flat = height == width == 1
         if not flat and (height % 2**levels or width % 2**levels):
             raise ValueError(f"{height} x {width} pixels cannot be halved {levels} times")
@@ -185,50 +209,50 @@ class Flow(nn.Module):
             layers: list[nn.Module] = []
             if not flat:
                 layers.append(Squeeze())
-                channels, height, width = 4 * channels, height // 2, width // 2
-            kernel = 1 if height == width == 1 else 3
+                height, width, channels = height // 2, width // 2, 4 * channels
+            local = height * width > 1
             for _ in range(steps):
-                layers.append(ActNorm(channels))
-                layers.append(Mix(channels, generator=generator))
-                layers.append(
-                    Coupling(channels, hidden, kernel=kernel, bins=bins, bound=bound, generator=generator)
-                )
+                layers += [ActNorm(channels), Mix(channels, generator=generator)]
+                layers.append(Coupling(channels, hidden, local=local, bins=bins, bound=bound, generator=generator))
             layers.append(ActNorm(channels))
             self.levels.append(nn.ModuleList(layers))
             if split and level + 1 < levels:
                 channels -= channels // 2
+        self.last = Mix(math.prod(self.shape), generator=generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the codes `[batch, d]` of data `[batch, d]` and log|det dz/dx| `[batch]`."""
+        """Return the codes `[batch, d]` of data `[batch, d]` and log-determinants `[batch]`."""
         x = x.unflatten(1, self.shape)
         done, total = [], x.new_zeros(len(x))
-        for level in self.levels:
-            if done is not None and self.split and level is not self.levels[0]:
-                half = x.shape[1] // 2
-                done.append(x[:, x.shape[1] - half :].flatten(1))
-                x = x[:, : x.shape[1] - half]
+        for index, level in enumerate(self.levels):
+            if self.split and index:
+                half = x.shape[-1] // 2
+                done.append(x[..., x.shape[-1] - half :].flatten(1))
+                x = x[..., : x.shape[-1] - half]
             for layer in level:  # type: ignore[attr-defined]
                 x, logdet = layer(x)
                 total = total + logdet
-        return torch.cat([*done, x.flatten(1)], 1), total
+        z, logdet = self.last(torch.cat([*done, x.flatten(1)], 1)[:, None, None])
+        return z.flatten(1), total + logdet
 
     def inverse(self, z: Tensor) -> Tensor:
         """Return data `[batch, d]` of codes `[batch, d]`."""
-        sizes, shape = [], list(self.shape)
-        for index, level in enumerate(self.levels):
+        parts, (height, width, channels) = [], self.shape
+        for index in range(len(self.levels)):
             if self.split and index:
-                half = shape[0] // 2
-                sizes.append((half, *shape[1:]))
-                shape[0] -= half
-            if isinstance(level[0], Squeeze):  # type: ignore[index]
-                shape = [4 * shape[0], shape[1] // 2, shape[2] // 2]
-        *done, x = z.split([math.prod(size) for size in [*sizes, shape]], 1)
-        x = x.unflatten(1, shape)
+                parts.append((height, width, channels // 2))
+                channels -= channels // 2
+            if self.shape[0] * self.shape[1] > 1:
+                height, width, channels = height // 2, width // 2, 4 * channels
+        z = self.last.inverse(z[:, None, None]).flatten(1)
+        sizes = [math.prod(part) for part in [*parts, (height, width, channels)]]
+        *done, x = z.split(sizes, 1)
+        x = x.unflatten(1, (height, width, channels))
         for index in reversed(range(len(self.levels))):
             for layer in reversed(self.levels[index]):  # type: ignore[arg-type]
                 x = layer.inverse(x)
             if self.split and index:
-                x = torch.cat([x, done[index - 1].unflatten(1, sizes[index - 1])], 1)
+                x = torch.cat([x, done[index - 1].unflatten(1, parts[index - 1])], -1)
         return x.flatten(1)
 
     @torch.no_grad()
@@ -242,4 +266,12 @@ class Flow(nn.Module):
         self(x)
         for hook in hooks:
             hook.remove()
+        return self
+
+    @torch.no_grad()
+    def align(self, matrix: Tensor) -> "Flow":
+        """Set the last matrix so that the flow, untrained and hence affine, has the slope `matrix`; returns self."""
+        points = torch.cat([torch.zeros(1, len(matrix)), torch.eye(len(matrix))]).to(self.last.sign)
+        z = torch.linalg.solve(self.last.matrix(), self(points)[0].mT).mT.double()
+        self.last.set(matrix.double() @ torch.linalg.inv((z[1:] - z[0]).mT))
         return self

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -36,8 +37,6 @@ def gg_variance(rho: float) -> float:
 
 def gg_sample(shape: tuple[int, ...], rho: float, *, generator: torch.Generator) -> Tensor:
     """Draw from GG(0, 1, rho): the rho-th root of a Gamma(1 / rho, 1) variable with a random sign."""
-    import numpy
-
     source = numpy.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     size = torch.as_tensor(source.gamma(1 / rho, size=shape)) ** (1 / rho)
     sign = 2 * torch.randint(2, shape, generator=generator) - 1
@@ -96,7 +95,14 @@ class Bijecta(nn.Module):
     needs equal shapes); `plain` replaces the ICA by a Laplace base: the flow alone, a baseline.
     """
 
+    mask: Tensor
+    start: Tensor
+    fixed: Tensor
+    log_noise: Tensor
     kind: Tensor
+    learn_unmixing: Tensor
+    learn_noise: Tensor
+    plain: Tensor
 
     def __init__(
         self,
@@ -132,17 +138,17 @@ class Bijecta(nn.Module):
 
     def unmixing(self) -> Tensor:
         """Return A⁺ `[k, d]`."""
-        return self.start + self.learn_unmixing * self.mask[:, None] * self.unmixing_step  # type: ignore[operator]
+        return self.start + self.learn_unmixing * self.mask[:, None] * self.unmixing_step
 
     def mixing(self) -> Tensor:
         """Return A `[d, k]`."""
-        free = self.fixed + self.mask * self.mixing_step  # type: ignore[operator]
-        unit = free * (self.fixed.norm(dim=0) / free.norm(dim=0).clamp_min(1e-9))  # type: ignore[operator]
-        return torch.where(self.kind == 0, self.fixed, torch.where(self.kind == 1, unit, free))  # type: ignore[arg-type]
+        free = self.fixed + self.mask * self.mixing_step
+        unit = free * (self.fixed.norm(dim=0) / free.norm(dim=0).clamp_min(1e-9))
+        return torch.where(self.kind == 0, self.fixed, torch.where(self.kind == 1, unit, free))
 
     def noise(self) -> Tensor:
         """Return the standard deviations `[d]` of z given s."""
-        return (self.log_noise + self.learn_noise * self.log_noise_step).exp()  # type: ignore[operator]
+        return (self.log_noise + self.learn_noise * self.log_noise_step).exp()
 
     def sources(self, x: Tensor) -> Tensor:
         """Return the posterior means A⁺ z `[batch, k]`."""
@@ -156,10 +162,10 @@ class Bijecta(nn.Module):
         """Return the parts of the ELBO in nats, each `[batch]`: likelihood of z, kl, logdet; elbo is their balance."""
         z, logdet = self.flow(x)
         mean, scale = z @ self.unmixing().mT, self.log_scale.exp()
-        kl = (source_kl(mean, scale, self.rho) * self.mask).sum(-1)  # type: ignore[operator]
+        kl = (source_kl(mean, scale, self.rho) * self.mask).sum(-1)
         likelihood = reconstruction(z, mean, self.mixing(), scale, self.noise())
         laplace = gg_log_prob(z, 1).sum(-1)
-        elbo = torch.where(self.plain > 0, laplace, likelihood - kl) + logdet  # type: ignore[operator]
+        elbo = torch.where(self.plain > 0, laplace, likelihood - kl) + logdet
         return {"elbo": elbo, "kl": kl, "likelihood": likelihood, "logdet": logdet}
 
 

@@ -1,7 +1,7 @@
 """Bijections of vectors and images: rational-quadratic spline couplings at several scales, with log-determinants.
 
-Durkan et al., "Neural Spline Flows" (2019). A layer is a module with `forward(x) -> (y, log-determinant of dy/dx [batch])` and
-`inverse(y) -> x`; `x` is `[batch, h, w, c]`, a vector being an image of one pixel. All run inside Ensemble (vmap).
+Durkan et al., "Neural Spline Flows" (2019). A layer is a module with `forward(x) -> (y, log-determinant [batch])`
+and `inverse(y) -> x`; `x` is `[batch, h, w, c]`, a vector being an image of one pixel. All run inside Ensemble (vmap).
 """
 
 import math
@@ -21,19 +21,19 @@ def rq_spline(x: Tensor, raw: Tensor, bound: float, *, inverse: bool = False) ->
     Returns the image and the log-derivative of the map that was applied, both `[...]`. Zero `raw` gives the identity.
     """
     bins = (len(raw) + 1) // 3
-    shares = torch.stack([raw[:bins], raw[bins : 2 * bins]]).softmax(
-        1
-    )  # parameters lead: what follows stays contiguous
+    shares = raw[: 2 * bins].unflatten(0, (2, bins)).softmax(1)  # parameters lead: what follows stays contiguous
     sizes = 2 * bound * FLOOR + 2 * bound * (1 - FLOOR * bins) * shares  # [2, K, ...]: widths and heights
-    knots = torch.cat([torch.full_like(sizes[:, :1], -bound), sizes[:, :-1].cumsum(1) - bound], 1)  # left ends
+    knots = sizes.cumsum(1) - sizes - bound  # left ends
     inner = FLOOR + softplus(raw[2 * bins :] + math.log(math.expm1(1 - FLOOR)))
     end = torch.ones_like(inner[:1])
-    slopes = torch.stack([torch.cat([end, inner]), torch.cat([inner, end])])
+    slopes = torch.cat([end, inner, end])
     inside = (x > -bound) & (x < bound)
     u = torch.where(inside, x, 0.0)
-    k = (u >= knots[1 if inverse else 0, 1:]).sum(0)  # the bin of each point
-    table = torch.cat([knots, sizes, slopes])  # [6, K, ...]
-    x0, y0, w, h, d0, d1 = table.gather(1, k.expand(6, 1, *k.shape)).squeeze(1).unbind(0)
+    k = (u >= knots[1 if inverse else 0, 1:]).sum(0, keepdim=True)  # the bin of each point
+    twice = k.expand(2, *k.shape)
+    x0, y0 = knots.gather(1, twice).squeeze(1).unbind(0)
+    w, h = sizes.gather(1, twice).squeeze(1).unbind(0)
+    d0, d1 = slopes.gather(0, k).squeeze(0), slopes.gather(0, k + 1).squeeze(0)
     s = h / w
     bend = d0 + d1 - 2 * s
     if inverse:
@@ -160,22 +160,27 @@ class Coupling(nn.Module):
                 parameter.zero_()  # type: ignore[operator]
 
     def raw(self, kept: Tensor) -> Tensor:
-        """Return the spline parameters `[3K - 1, batch, h, w, c']` given the passing channels."""
-        hidden = patches(kept) if self.local else kept
+        """Return the spline parameters `[3K - 1, c', batch * h * w]` given the passing channels."""
+        hidden = (patches(kept) if self.local else kept).flatten(0, -2)
         for layer in self.inner:
             hidden = layer(hidden).relu()
-        return self.last(hidden).unflatten(-1, (self.per, -1)).movedim(-2, 0)
+        out = self.last.weight @ hidden.mT + self.last.bias[:, None]
+        return out.unflatten(0, (self.per, -1))
+
+    def splined(self, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Return `x` `[batch, h, w, c]` with its second part mapped, and the log-determinants `[batch]`."""
+        kept, moved = x[..., : self.kept], x[..., self.kept :]
+        y, log_slope = rq_spline(moved.flatten(0, -2).mT, self.raw(kept), self.bound, inverse=inverse)
+        total = log_slope.sum(0).unflatten(0, (len(x), -1)).sum(1)
+        return torch.cat([kept, y.mT.reshape(moved.shape)], -1), total
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the coupled `x` `[batch, h, w, c]` and its log-determinants."""
-        kept, moved = x[..., : self.kept], x[..., self.kept :]
-        moved, log_slope = rq_spline(moved, self.raw(kept), self.bound)
-        return torch.cat([kept, moved], -1), log_slope.sum((1, 2, 3))
+        return self.splined(x, inverse=False)
 
     def inverse(self, y: Tensor) -> Tensor:
         """Undo `forward`."""
-        kept, moved = y[..., : self.kept], y[..., self.kept :]
-        return torch.cat([kept, rq_spline(moved, self.raw(kept), self.bound, inverse=True)[0]], -1)
+        return self.splined(y, inverse=True)[0]
 
 
 class Flow(nn.Module):
@@ -249,7 +254,7 @@ class Flow(nn.Module):
         *done, x = z.split(sizes, 1)
         x = x.unflatten(1, (height, width, channels))
         for index in reversed(range(len(self.levels))):
-            for layer in reversed(self.levels[index]):  # type: ignore[arg-type]
+            for layer in reversed(list(self.levels[index])):  # type: ignore[call-overload]
                 x = layer.inverse(x)
             if self.split and index:
                 x = torch.cat([x, done[index - 1].unflatten(1, parts[index - 1])], -1)

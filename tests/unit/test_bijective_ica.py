@@ -489,7 +489,7 @@ def test_known_sources():
 def test_an_untrained_map_changes_the_status():
     """Sources of an untrained random map: C4's and B2's rules see it."""
     torch.set_default_dtype(torch.float32)
-    images, places = sprite_positions(600, pool=8, scale=5, noise=0.05, generator=generator(0, "sprites"))
+    images, places = sprite_positions(3_000, pool=8, scale=5, noise=0.05, generator=generator(0, "sprites"))
     rows = sketch("rademacher", 2, 64, generator=generator(0, "rows"))
     scores = {}
     for start in ("random", "ica"):

@@ -112,14 +112,21 @@ class Mix(nn.Module):
         self.sign.copy_(upper.diagonal().sign())
         self.log_size.copy_(upper.diagonal().abs().log())
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return the unit lower and the upper triangular factor `[c, c]`."""
+        lower = self.lower.tril(-1) + torch.eye(len(self.lower)).to(self.lower)
+        return lower, self.upper.triu(1) + torch.diag_embed(self.sign * self.log_size.exp())
+
     def matrix(self) -> Tensor:
         """Return the matrix `[c, c]`."""
-        lower = self.lower.tril(-1) + torch.eye(len(self.lower)).to(self.lower)
-        return self.permutation @ lower @ (self.upper.triu(1) + torch.diag_embed(self.sign * self.log_size.exp()))
+        lower, upper = self.factors()
+        return self.permutation @ lower @ upper
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `x` `[batch, h, w, c]` with mixed channels and its log-determinants."""
-        return x @ self.matrix().mT, (self.log_size.sum() * (x.shape[1] * x.shape[2])).expand(len(x))
+        lower, upper = self.factors()  # one after the other: their product would cost c³
+        mixed = x @ upper.mT @ lower.mT @ self.permutation.mT
+        return mixed, (self.log_size.sum() * (x.shape[1] * x.shape[2])).expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
         """Undo `forward`."""

@@ -20,8 +20,8 @@
 # <!-- chips -->
 #
 # Linear ICA fails on images because images are not linear mixtures. The paper puts a normalising flow in front: the flow bends the data until **one fixed, random, nearly orthogonal projection** unmixes them into a few
-# independent non-Gaussian sources; flow and ICA train together on one bound. This chapter proves what such a bound can and cannot know about sources, trains the model where the true sources are known, and finds two
-# regimes: among eight dimensions training recovers a good part of the sources, among the hundreds of an image the bound hardly notices them, and what they carry is decided by where training starts. The paper's text was not available in full; what was seen is a long post by one of its authors, abstracts and figures, and the
+# independent non-Gaussian sources; flow and ICA train together on one bound. This chapter proves what such a bound can and cannot know about sources, trains the model where the true sources are known, and finds that
+# on images, at the budget of a CPU, what the sources carry is decided by where training starts: the bound prefers one start or the other by some nats per image, and not always the informative one. The paper's text was not available in full; what was seen is a long post by one of its authors, abstracts and figures, and the
 # theory below is derived here.
 
 # %% tags=["remove-cell"]
@@ -142,13 +142,13 @@ def image_flow(shape, levels, *purpose):
 
 
 ARMS = {  # start and options of one Bijecta; seeds are copies
-    "random start": dict(start="random"),
+    "sketch start": dict(start="sketch"),  # the paper's: random signs on a random flow
+    "whitened, random": dict(start="random"),
     "linear start": dict(start="ica"),
-    "random, A free": dict(start="random", mixing="free"),
-    "linear, A free": dict(start="ica", mixing="free"),
-    "plain flow": dict(start="random", plain=True),
+    "sketch, A free": dict(start="sketch", mixing="free"),
+    "plain flow": dict(start="sketch", plain=True),
 }
-copies = {"random start": s.sprite_seeds, "linear start": s.sprite_seeds}
+copies = {arm: s.sprite_seeds for arm in ("sketch start", "whitened, random", "linear start")}
 names = [(arm, k) for arm in ARMS for k in range(copies.get(arm, 1))]
 
 
@@ -191,7 +191,9 @@ sprite_history = fit(
 sprite_models = {name: sprite_ensemble.member(i) for i, name in enumerate(names)}
 
 # %% tags=["hide-input"]
-vae_rows = [("vae", k, 1.0, 1.0) for k in range(s.sprite_seeds)] + [("beta", 0, 4.0, 1.0)]
+vae_rows = [("vae", k, 1.0, 1.0) for k in range(s.sprite_seeds)] + [
+    ("beta", k, 4.0, 1.0) for k in range(s.sprite_seeds)
+]
 
 
 def train_vaes(rows, images, latent, rho, data_noise, *purpose):
@@ -258,7 +260,7 @@ def traverse(name):
 
 
 shown = {
-    "Bijecta, random start": ("random start", 0),
+    "Bijecta, sketch start": ("sketch start", 0),
     "Bijecta, linear start": ("linear start", 0),
     "VAE, same prior": ("vae", 0),
     "FastICA": ("linear", 0),
@@ -278,16 +280,16 @@ for column, (title, name) in enumerate(shown.items()):
         )
         axes[1, column].plot(lines[:, k, 0], lines[:, k, 1], color=COLOURS["regulariser"], lw=1.2)
     axes[1, column].set(xlim=(0, side - 1), ylim=(side - 1, 0), aspect="equal", xlabel="centre of mass (pixels)")  # fmt: skip
-random_r2 = [sprite_scores["random start", k][1] for k in range(s.sprite_seeds)]
+random_r2 = [sprite_scores["sketch start", k][1] for k in range(s.sprite_seeds)]
 linear_r2s = [sprite_scores["linear start", k][1] for k in range(s.sprite_seeds)]
-random_bound = np.mean([last["random start", k] for k in range(s.sprite_seeds)])
+random_bound = np.mean([last["sketch start", k] for k in range(s.sprite_seeds)])
 linear_bound = np.mean([last["linear start", k] for k in range(s.sprite_seeds)])
 chapter.show(
     fig,
     "bijecta-hero",
-    alt="Top: four panels of seven by seven decoded images of a sprite while two sources are traversed, for Bijecta from a random start, Bijecta from a linear start, a VAE and FastICA. Bottom: the "
+    alt="Top: four panels of seven by seven decoded images of a sprite while two sources are traversed, for Bijecta from a sketch and from a linear start, a VAE and FastICA. Bottom: the "
     "centres of mass of the same images, joined along each source.",
-    caption=f"Two sources of a sprite at random positions. From a random start Bijecta's sources explain {np.mean(random_r2):.0%} of the variance of the position (mean over {s.sprite_seeds} seeds), from linear ICA's directions "
+    caption=f"Two sources of a sprite at random positions. From the paper's start (random signs on a random flow) Bijecta's sources explain {np.mean(random_r2):.0%} of the variance of the position (mean over {s.sprite_seeds} seeds), from linear ICA's directions "
     f"{np.mean(linear_r2s):.0%}, at bounds of {random_bound:.2f} and {linear_bound:.2f} nats per dimension. Grey scale stretched panel by panel.",
     answers="the traversal grids of the sprite experiment",
 )
@@ -499,12 +501,11 @@ clouds = {shape: torch.stack([sketch(kind, *shape, generator=stream) for kind in
           for shape in shapes}  # fmt: skip
 
 
-def outside(cloud, swapped=False):
+def outside(cloud, mixed_up=False):
+    """How many distances leave the wedge; `mixed_up` takes the lower end for an upper bound."""
     low, high = stiefel.distance_bounds(cloud)
-    if swapped:
-        low, high = high, low
     d = stiefel.distance(cloud)
-    return int(((d < low - 1e-12) | (d > high + 1e-12)).sum())
+    return int(((d > low + 1e-12) if mixed_up else (d < low - 1e-12) | (d > high + 1e-12)).sum())
 
 
 def numerical_distance(G, steps=400):
@@ -537,7 +538,7 @@ chapter.claim(
     wedge=wedge,
     control=dict(
         optimum=qr_error,
-        violations=sum(outside(cloud, swapped=True) for cloud in clouds.values()),
+        violations=sum(outside(cloud, mixed_up=True) for cloud in clouds.values()),
         wedge=wedge,
     ),
 )
@@ -794,8 +795,9 @@ def gaussian_fit(Q, whiten=True):
     return float(fit_ + torch.linalg.slogdet(M)[1]), float(r2)
 
 
-rotations = [torch.linalg.qr(torch.randn(20, 20, generator=stream))[0] for _ in range(20)]
+rotations = [torch.linalg.qr(torch.randn(20, 20, generator=stream))[0] for _ in range(200)]
 fits = [gaussian_fit(Q) for Q in rotations]
+straight_fit = gaussian_fit(torch.eye(20))  # the leading components on the rows of A⁺: R² = 1
 wrong_fits = [gaussian_fit(Q, whiten=False) for Q in rotations]
 
 # %% tags=["nbval-check-output"]
@@ -808,9 +810,12 @@ chapter.claim(
 )  # fmt: skip
 chapter.claim(
     "T8b",
-    likelihood=spread_of(fits),
-    r2=min(r[1] for r in fits),
-    control=dict(likelihood=spread_of(wrong_fits), r2=gaussian_fit(torch.eye(20))[1]),
+    likelihood=spread_of([*fits, straight_fit]),
+    r2=np.mean([r[1] for r in fits]),
+    best=straight_fit[1],
+    control=dict(
+        likelihood=spread_of(wrong_fits), r2=straight_fit[1], best=np.mean([r[1] for r in fits])
+    ),
 )
 
 # %% [markdown]
@@ -1048,18 +1053,20 @@ chapter.show(
 # %% [markdown]
 # ### Known sources through a known bijection
 #
-# Two nearly uniform sources enter eight dimensions orthonormally with a little noise and pass through a known nonlinear bijection. All starts are random directions; arms differ in $A^+$, in whether $A$ or the noise is learnt, and in the noise level. All arms and seeds train as **one** ensemble; every arm of a seed sees the same batches.
+# Two nearly uniform sources enter eight dimensions orthonormally with a little noise and pass through a known bijection, two rotated folds by sines, whose strength was set so that linear ICA fails (R² below 0.8), before any flow was trained on it. All starts but one are whitened random directions; arms differ in $A^+$, in whether $A$ or the noise is learnt, and in the noise level. All arms and seeds train as **one** ensemble; every arm of a seed sees the same batches.
 
 # %% tags=["hide-input"]
-WORLD, STRENGTH = 8, 3.0
+WORLD, STRENGTH = (
+    8,
+    0.5,
+)  # set by FastICA alone, before any flow was trained on it: its R² is below 0.8
 world_sources = {split: gg_sample((n, 2), 10, generator=generator(seed, "world", split)) for split, n in (("train", s.world_train), ("test", 1_000))}  # fmt: skip
 world = {split: bent_mixture(v, WORLD, noise=SIGMA, strength=STRENGTH, seed=seed, draw=split) for split, v in world_sources.items()}  # fmt: skip
 KINDS = ("rademacher", "sparse", "orthonormal", "hadamard", "dct", "coherent")
 MAP = [(mixing, noise, learn) for mixing in ("frozen", "unit", "free") for noise in (0.03, 0.1, 0.3) for learn in (False, True)]  # fmt: skip
 world_arms = {kind: dict(kind=kind) for kind in KINDS}
 world_arms["trained"] = dict(kind="rademacher", learn_unmixing=True)
-world_arms["uniform base, Laplace prior wrong"] = None
-del world_arms["uniform base, Laplace prior wrong"]
+world_arms["ica start"] = dict(kind="orthonormal", start="ica")
 for mixing, noise, learn in MAP:
     world_arms[mixing, noise, learn] = dict(kind="orthonormal", mixing=mixing, noise=noise, learn_noise=learn)  # fmt: skip
 world_names = [(arm, k) for k in range(s.world_seeds) for arm in world_arms]
@@ -1077,7 +1084,7 @@ def world_member(arm, k):
     options = dict(world_arms[arm])
     rows = sparse_rows(options.pop("kind"), k)
     flow = Flow((1, 1, WORLD), steps=3, hidden=32, generator=generator(seed, "world flow", k))
-    return started(flow, world["train"], rows, start="random", rho=10, seed=k, **({"noise": SIGMA} | options))  # fmt: skip
+    return started(flow, world["train"], rows, rho=10, seed=k, **({"noise": SIGMA, "start": "random"} | options))  # fmt: skip
 
 
 world_ensemble = Ensemble([world_member(*name) for name in world_names]).to(device)
@@ -1089,7 +1096,8 @@ def world_record(ensemble, step):
         bound = ensemble.call(lambda m: m.terms(world_test)["elbo"].mean() / WORLD)
         sources = ensemble.call(lambda m: m.sources(world_test)).cpu()
     pairs = torch.tensor([scores(one, world_truth) for one in sources])
-    return {"bound": bound, "mcc": pairs[:, 0], "r2": pairs[:, 1]}
+    length = ensemble.call(lambda m: m.mixing().norm(dim=0).mean()).detach()
+    return {"bound": bound, "mcc": pairs[:, 0], "r2": pairs[:, 1], "length": length}
 
 
 world_batches = [Batches(world["train"].to(device), batch_size=128, seed=k) for k in range(s.world_seeds)]  # fmt: skip
@@ -1113,20 +1121,39 @@ linear_world_scores = scores(torch.as_tensor(linear_world.transform(world["test"
 
 # %% tags=["nbval-check-output"]
 difference = lambda one, two, key: [a - b for a, b in zip(world_final(one, key), world_final(two, key))]  # fmt: skip
-rolled = lambda key: [b - a for a, b in zip(world_final("orthonormal", key), world_final("orthonormal", key)[1:] + world_final("orthonormal", key)[:1])]  # fmt: skip
+coherent_end = world_curve("coherent", "bound")[-1]
+reached = (world_curve("orthonormal", "bound") >= coherent_end).float().argmax(0)
+steps_of = torch.tensor(world_history.steps)
 chapter.claim(
     "C7",
     bound=difference("orthonormal", "coherent", "bound"),
     mcc=difference("orthonormal", "coherent", "mcc"),
     fixed=difference("rademacher", "trained", "bound"),
+    speed=(steps_of[reached] / s.world_steps).tolist(),
     control=dict(
-        bound=rolled("bound"), mcc=rolled("mcc"), fixed=difference("rademacher", "trained", "bound")
+        bound=difference("dct", "orthonormal", "bound"),
+        mcc=difference("dct", "orthonormal", "mcc"),
+        fixed=difference("rademacher", "trained", "bound"),
+        speed=(steps_of[(world_curve("orthonormal", "bound") >= world_curve("dct", "bound")[-1] - 0.01).float().argmax(0)] / s.world_steps).tolist(),
+    ),
+)  # fmt: skip
+chapter.claim(
+    "C4c",
+    r2=world_final("orthonormal", "r2"),
+    mcc=world_final("orthonormal", "mcc"),
+    linear=linear_world_scores[1],
+    null=null_mean,
+    control=dict(
+        r2=world_curve("orthonormal", "r2")[0].tolist(),
+        mcc=world_curve("orthonormal", "mcc")[0].tolist(),
+        linear=linear_world_scores[1],
+        null=null_mean,
     ),
 )
 
 # %% tags=["hide-input"]
 fig, (left, right, third) = plt.subplots(1, 3, figsize=(10.4, 3.7))
-for arm, colour in (("orthonormal", COLOURS["theory"]), ("rademacher", COLOURS["noise"]), ("trained", COLOURS["regulariser"]), ("coherent", COLOURS["highlight"])):  # fmt: skip
+for arm, colour in (("ica start", COLOURS["baseline"]), ("orthonormal", COLOURS["theory"]), ("rademacher", COLOURS["noise"]), ("trained", COLOURS["regulariser"]), ("coherent", COLOURS["highlight"])):  # fmt: skip
     for axis, key in ((left, "bound"), (right, "mcc"), (third, "r2")):
         values = world_curve(arm, key)
         axis.plot(world_history.steps, values.mean(1), color=colour, label=arm)
@@ -1142,16 +1169,16 @@ right.legend(fontsize=7, loc="lower right")
 chapter.show(
     fig,
     "bijecta-known",
-    alt="Bound, MCC and R squared against training step for four kinds of unmixing matrix with bands over seeds; a dotted line for FastICA and a grey band for the MCC of a random rotation.",
+    alt="Bound, MCC and R squared against training step for four kinds of unmixing matrix and a start at linear ICA, with bands over seeds; a dotted line for FastICA and a grey band for the MCC of a random rotation.",
     caption=f"Known sources. At the end: MCC {np.mean(world_final('orthonormal', 'mcc')):.2f} with orthonormal rows, {np.mean(world_final('rademacher', 'mcc')):.2f} with fixed signs, {np.mean(world_final('trained', 'mcc')):.2f} with a trained unmixing, {np.mean(world_final('coherent', 'mcc')):.2f} with rows of cosine 0.9; "
-    f"linear ICA {linear_world_scores[0]:.2f}; a random rotation {null_mean:.2f}. Bands: all seeds.",
+    f"from linear ICA's start {np.mean(world_final('ica start', 'mcc')):.2f}; linear ICA alone {linear_world_scores[0]:.2f}; a random rotation {null_mean:.2f}. Bands: all seeds. The bound of orthonormal rows is {np.mean(difference('orthonormal', 'coherent', 'bound')) * WORLD:.1f} nats above that of rows of cosine 0.9; Hadamard's gap accounts for {exact.hadamard_gap(torch.tensor([[1.0, 0.9], [0.0, 0.19**0.5]])):.2f}.",
 )
 
 # %% [markdown]
 # What the flow does to the data is best seen along the two rows of $A^+$: the cloud of the codes, coloured by one of the true sources, before and after training, and the histograms of the sources against their prior.
 
 # %% tags=["hide-input"]
-best_arm = ("orthonormal", int(np.argmax(world_final("orthonormal", "mcc"))))
+best_arm = ("orthonormal", 0)
 after_model = world_ensemble.member(world_names.index(best_arm))
 stages = {"start": world_member(*best_arm).to(device), "trained": after_model}
 fig, axes = plt.subplots(1, 4, figsize=(10.6, 2.9))
@@ -1174,7 +1201,7 @@ chapter.show(
     fig,
     "bijecta-clouds",
     alt="Scatter of the data, of the two inferred sources at the start and after training, coloured by a true source, and histograms of the inferred sources with the prior's density on top.",
-    caption=f"The map turns the cloud into the square that the prior asks for (best of {s.world_seeds} seeds, orthonormal rows). Colour: the first true source; a square with slanted colour is a rotation, which the marginals hardly notice.",
+    caption="The map turns the cloud into the square that the prior asks for (first seed, orthonormal rows). Colour: the first true source; a square with slanted colour is a rotation, which the marginals hardly notice.",
     answers="the paper's pictures of the feature map",
 )
 
@@ -1185,7 +1212,7 @@ chapter.show(
 
 # %% tags=["hide-input"]
 pick = lambda arm, place: [sprite_scores[n][place] for n in sprite_scores if n[0] == arm]
-lines = ["| model | MCC (rank) | R² of the position | bound, nats per dimension | share of two loudest codes |", "|:---|---:|---:|---:|---:|"]  # fmt: skip
+lines = ["| model | MCC (rank) | R² of the position | bound, nats per dimension | share of two loudest codes | mean length of a column of A |", "|:---|---:|---:|---:|---:|---:|"]  # fmt: skip
 for arm in [*ARMS, "vae", "beta", "FastICA"]:
     values = [v for v in fast_scores] if arm == "FastICA" else [sprite_scores[n] for n in sprite_scores if n[0] == arm]  # fmt: skip
     cells = [" ".join(f"{v[i]:.2f}" for v in values) for i in range(2)]
@@ -1194,27 +1221,29 @@ for arm in [*ARMS, "vae", "beta", "FastICA"]:
         codes = [sprite_models[n].flow(test_sprites_d)[0].detach() for n in names if n[0] == arm]
         eigen = [torch.linalg.eigvalsh(c.double().T.cov()).flip(0) for c in codes]
         cells.append(" ".join(f"{float(e[:2].sum() / e.sum()):.2f}" for e in eigen))
+        lengths = [float(sprite_models[n].mixing().norm(dim=0).mean().detach()) for n in names if n[0] == arm]  # fmt: skip
+        cells.append("–" if arm == "plain flow" else " ".join(f"{v:.2f}" for v in lengths))
     elif arm == "FastICA":
-        cells += ["–", "–"]
+        cells += ["–", "–", "–"]
     else:
         with torch.no_grad():
             noise = torch.randn(1_000, 2, generator=generator(seed, "vae score")).to(device)
             cells.append(" ".join(f"{float(m.terms(test_sprites_d, noise)['elbo'].mean()) / d_sprite:.2f}" for n, m in sprite_vaes.items() if n[0] == arm))  # fmt: skip
-        cells.append("–")
+        cells += ["–", "–"]
     lines.append(f"| {arm} | " + " | ".join(cells) + " |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# One value per seed. A free $A$ is the paper's "learnt A"; frozen is $A = \mathrm{pinv}(A^+)$.
+# One value per seed. "Sketch start" is the paper's, as far as seen: random signs on a randomly initialised flow, the data seen by ActNorm only. The other two starts are ours: they whiten all dimensions through the last matrix, and put random directions or those of linear ICA where $A^+$ reads. A free $A$ is the paper's "learnt A"; frozen is $A = \mathrm{pinv}(A^+)$.
 
 # %% tags=["nbval-check-output"]
 shuffled_places = test_places[torch.randperm(1_000, generator=generator(seed, "shuffle"))]
-shuffled_scores = [scores(sprite_sources(("random start", k), sprite_models["random start", k], test_sprites_d), shuffled_places) for k in range(s.sprite_seeds)]  # fmt: skip
-random_gain = [float(sprite_history.metrics["bound"][-1][names.index(("random start", k))] - sprite_history.metrics["bound"][0][names.index(("random start", k))]) for k in range(s.sprite_seeds)]  # fmt: skip
+shuffled_scores = [scores(sprite_sources(("sketch start", k), sprite_models["sketch start", k], test_sprites_d), shuffled_places) for k in range(s.sprite_seeds)]  # fmt: skip
+random_gain = [float(sprite_history.metrics["bound"][-1][names.index(("sketch start", k))] - sprite_history.metrics["bound"][0][names.index(("sketch start", k))]) for k in range(s.sprite_seeds)]  # fmt: skip
 chapter.claim(
     "C4a",
-    bijecta=pick("random start", 0),
-    r2=pick("random start", 1),
+    bijecta=pick("sketch start", 0),
+    r2=pick("sketch start", 1),
     vae=pick("vae", 0),
     linear=[v for v, _ in fast_scores],
     control=dict(
@@ -1226,32 +1255,31 @@ chapter.claim(
 )
 chapter.claim(
     "C4b",
-    mcc=pick("random start", 0),
-    r2=pick("random start", 1),
+    mcc=pick("sketch start", 0),
+    r2=pick("sketch start", 1),
     gain=random_gain,
     control=dict(mcc=[v for v, _ in shuffled_scores], r2=[v for _, v in shuffled_scores]),
 )
 rivals = {"flow": np.mean(pick("plain flow", 0)), "vae": np.mean(pick("vae", 0)), "beta": np.mean(pick("beta", 0)), "linear": np.mean([v for v, _ in fast_scores])}  # fmt: skip
+rival_r2 = max(np.mean(pick("plain flow", 1)), np.mean(pick("vae", 1)), np.mean(pick("beta", 1)), np.mean([v for _, v in fast_scores]))  # fmt: skip
 chapter.claim(
     "C8",
-    bijecta=np.mean(pick("random start", 0)),
+    bijecta=np.mean(pick("sketch start", 0)),
+    r2=np.mean(pick("sketch start", 1)),
+    rival_r2=rival_r2,
     **rivals,
-    control=dict(bijecta=np.mean([v for v, _ in shuffled_scores]), **rivals),
-)
-start_bounds = [last["linear start", k] - last["random start", k] for k in range(s.sprite_seeds)]
-chapter.claim(
-    "B4",
-    linear=pick("linear start", 1),
-    random=pick("random start", 1),
-    bound=start_bounds,
     control=dict(
-        linear=pick("random start", 1), random=pick("linear start", 1), bound=start_bounds
+        bijecta=np.mean([v for v, _ in shuffled_scores]),
+        r2=np.mean([v for _, v in shuffled_scores]),
+        rival_r2=rival_r2,
+        **rivals,
     ),
 )
+start_bounds = [last["linear start", k] - last["whitened, random", k] for k in range(s.sprite_seeds)]  # fmt: skip
 
 # %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.7))
-styles = {"random start": ("noise", "-"), "linear start": ("theory", "-"), "random, A free": ("highlight", "--"), "linear, A free": ("regulariser", "--")}  # fmt: skip
+styles = {"sketch start": ("noise", "-"), "whitened, random": ("highlight", "-"), "linear start": ("theory", "-"), "sketch, A free": ("regulariser", "--")}  # fmt: skip
 for arm, (role, line) in styles.items():
     where = [i for i, n in enumerate(names) if n[0] == arm]
     for axis, key in ((left, "bound"), (right, "r2")):
@@ -1270,20 +1298,21 @@ right.legend(fontsize=7, loc="center right")
 chapter.show(
     fig,
     "bijecta-start",
-    alt="Left: bound against step for four arms, random or linear start, mixing frozen or free. Right: R squared of the sprite's position on the two sources for the same arms, with dotted levels of FastICA and the VAE.",
-    caption=f"The bounds run together, the sources do not. After {s.sprite_steps} steps R² is {np.mean(pick('linear start', 1)):.2f} from linear ICA's directions and {np.mean(pick('random start', 1)):.2f} from random ones; the bounds differ by {np.mean(start_bounds):.3f} nats per dimension.",
+    alt="Left: bound against step for four arms: sketch, whitened random and linear start, and a sketch start with free mixing. Right: R squared of the sprite's position on the two sources for the same arms, with dotted levels of FastICA and the VAE.",
+    caption=f"After {s.sprite_steps} steps R² is {np.mean(pick('linear start', 1)):.2f} from linear ICA's directions, {np.mean(pick('whitened, random', 1)):.2f} from whitened random ones and {np.mean(pick('sketch start', 1)):.2f} from the paper's start. The bound of the first exceeds that of the second by {np.mean(start_bounds) * d_sprite:.1f} nats per image, that of the third by {np.mean([last['linear start', k] - last['sketch start', k] for k in range(s.sprite_seeds)]) * d_sprite:.1f}.",
 )
 
 # %% [markdown]
 # ### Images
 #
 # The same flow on real images, with Laplace sources ($\rho = 1$), a plain flow of the same size, and VAEs with a Laplace prior. Pixels are quantised to 32 grey levels (17 for the digits) and dequantised by uniform noise; bits per dimension are those of the quantised image. MNIST and Fashion-MNIST are padded to 32 × 32, and at the `cpu` profile averaged to
-# 16 × 16. Five Bijectas differ in the start, in the number of sources, and in whether $A$ is learnt.
+# 16 × 16. Six Bijectas differ in the start, in the number of sources, and in whether $A$ is learnt.
 
 # %% tags=["hide-input"]
 IMAGE_SIGMA, DS = 0.05, (2, 8, 32)
 IMAGE_ARMS = {
-    "plain flow": dict(start="random", plain=True, active=8),
+    "plain flow": dict(start="sketch", plain=True, active=8),
+    ("sketch", 8): dict(start="sketch", active=8),
     ("random", 8): dict(start="random", active=8),
     ("linear", 8): dict(start="pca", active=8),
     ("linear, A free", 8): dict(start="pca", active=8, mixing="free"),
@@ -1387,32 +1416,17 @@ def gap_of(model):
     """Exact log p(x) minus the bound at 100 test images (nats), and the predicted gap."""
     model = model.double()
     x = run["test"][:100].double()
-    with torch.no_grad():
-        z, logdet = model.flow(x)
-        A = model.mixing()[:, :2]
-        exact_value = (
-            exact.log_evidence(z.cpu(), A.cpu(), IMAGE_SIGMA, 1, points=161) + logdet.cpu()
-        )
-        gap = exact_value - model.terms(x)["elbo"].cpu()
-        predicted = exact.hadamard_gap(A.cpu()) + 2 * exact.LAPLACE_GAP
-        # and at the b that it has: KL(Laplace(0, b) || N(0, v)) per source, v the variance of the posterior
-        b = model.log_scale.exp()[:2].cpu()
-        v = (IMAGE_SIGMA / A.norm(dim=0).cpu()) ** 2
-        given = float((b**2 / v - 1 - (2 * b).log() + 0.5 * (2 * math.pi * v).log()).sum())
-    model.float()
-    return gap, predicted, exact.hadamard_gap(A.cpu()) + given
-
-
-gap_trained, gap_predicted, gap_given = gap_of(run["models"][two])
-gap_start, _, _ = gap_of(run["untrained"][two])
-gains = run["history"].metrics["bound"][-1] - run["history"].metrics["bound"][0]
+    with torch.no_grad():  # the untrained twin: nothing but the difference of two sets of test images
+    same = run["untrained"][two].terms(run["test"][:400])["elbo"] / run["d"]
+untrained_gain = same[200:].mean() - same[:200].mean()
 chapter.claim(
     "C1b",
     gain=float(gains[arms.index(two)]),
     violations=int((gap_trained < -1e-6).sum()),
-    ratio=float(gap_trained.mean()) / gap_predicted,
+    ratio=float(gap_trained.mean()) / gap_given,
+    best=float(gap_trained.mean()) / gap_predicted,
     control=dict(
-        gain=0.0,
+        gain=float(untrained_gain),
         violations=int((gap_start < -1e-6).sum()),
         ratio=float(gap_start.mean()) / gap_predicted,
     ),
@@ -1431,16 +1445,16 @@ with torch.no_grad():
 eye8 = torch.eye(8).to(product)
 to_ridge = float((product - formula).norm() / formula.norm())
 to_identity = float((product - eye8).norm() / eye8.norm())
-chapter.claim(
-    "C9b",
-    ridge=to_ridge,
-    identity=to_identity,
-    control=dict(ridge=to_identity, identity=to_identity),
-)
+departure = float((product - formula).norm() / (eye8 - formula).norm())
+half = U @ ridge_mixing(second_moment, U, b_free / 2**0.5)  # the variance of a Laplace taken as b²
+wrong_departure = float((product - half).norm() / (eye8 - half).norm())
+best_mixing = ridge_mixing(second_moment, U, b_free)
+whole = float((A_free - best_mixing).norm() / (torch.linalg.pinv(U) - best_mixing).norm())
+chapter.claim("C9b", departure=departure, whole=whole, control=dict(departure=wrong_departure))
 
 # %% tags=["hide-input"]
 fig, (left, middle, right) = plt.subplots(1, 3, figsize=(10.4, 3.5), width_ratios=(1.2, 1, 1))
-for arm, colour in (("plain flow", COLOURS["regulariser"]), (("random", 8), COLOURS["noise"]), (("linear", 8), COLOURS["theory"]), (free_arm, COLOURS["highlight"])):  # fmt: skip
+for arm, colour in (("plain flow", COLOURS["regulariser"]), (("sketch", 8), COLOURS["noise"]), (("random", 8), COLOURS["baseline"]), (("linear", 8), COLOURS["theory"]), (free_arm, COLOURS["highlight"])):  # fmt: skip
     curve = -run["history"].metrics["bound"][:, arms.index(arm)] / math.log(2) + math.log2(
         run["levels"]
     )
@@ -1466,23 +1480,23 @@ fig.colorbar(image, ax=right, fraction=0.025)
 chapter.show(
     fig,
     "bijecta-training",
-    alt="Left: bits per dimension of four models against training step. Middle: histogram of the gap between log-likelihood and bound over 100 test images with the predicted value. Right: heat maps of A plus times A, learnt and by the ridge formula.",
-    caption=f"Flow and ICA train end to end on {run['name']}; the mean gap of the bound is {float(gap_trained.mean()):.3f} nats; at the learnt b the theory says {gap_given:.3f}, at the best b {gap_predicted:.3f}. A free A lies {to_ridge:.1%} from the ridge formula and {to_identity:.1%} from the identity.",
+    alt="Left: bits per dimension of five models against training step. Middle: histogram of the gap between log-likelihood and bound over 100 test images with the predicted value. Right: heat maps of A plus times A, learnt and by the ridge formula.",
+    caption=f"Flow and ICA train end to end on {run['name']}; the mean gap of the bound is {float(gap_trained.mean()):.3f} nats; at the learnt b the theory says {gap_given:.3f}, at the best b {gap_predicted:.3f}. For a free A, A⁺A lies {to_ridge:.2%} from the ridge formula and {to_identity:.2%} from the identity.",
 )
 
 # %% [markdown]
 # ### Total correlation
 #
-# The paper's headline is a total correlation on CelebA; which estimator gave it was not seen, and the scale depends on that. Three are used here: the Gaussian formula on posterior means, the minibatch-weighted estimator {cite}`chen2018isolating` on posterior samples (it saturates near $(d_s-1)\log n$ for sharp posteriors),
+# The paper's headline is a total correlation on CelebA; which estimator gave it was not seen, and the scale depends on that. Three are used here: all on posterior samples (means would count sources that the posterior ignores): the Gaussian formula, the minibatch-weighted estimator {cite}`chen2018isolating` (it saturates near $(d_s-1)\log n$ for sharp posteriors, and so depends on $b$),
 # and a classifier of joint against shuffled coordinates after each coordinate is made normal by its ranks. Beside them stands a probe: sources that carry nothing have no total correlation either.
 
 # %% tags=["hide-input"]
-TC_MODELS = {"VAE": "vae", "β-TCVAE (15)": "tc", "β-VAE (4)": "beta", "Bijecta, random start": ("random", 8), "Bijecta, linear start": ("linear", 8)}  # fmt: skip
+TC_MODELS = {"VAE": "vae", "β-TCVAE (15)": "tc", "β-VAE (4)": "beta", "Bijecta, sketch start": ("sketch", 8), "Bijecta, linear start": ("linear", 8)}  # fmt: skip
 
 
 def tc_table():
-    """Rows of (Gaussian, minibatch-weighted, density ratio) in nats per model, and of the prior's own draws."""
-    means_, weighted = [], []
+    """Per model (Gaussian, minibatch-weighted, density ratio) in nats on posterior samples, its active sources and spread."""
+    drawn, weighted, active = [], [], []
     few = min(500, len(run["test"]))
     for key in TC_MODELS.values():
         stream = generator(seed, "tc", str(key))
@@ -1490,42 +1504,48 @@ def tc_table():
             model = run["models"][key]
             codes_ = image_sources(model, run["test"], key).cpu()
             scale = model.log_scale.exp()[:8].detach().cpu()
-            draws_ = torch.rand(few, 8, generator=stream) - 0.5
-            samples = codes_[:few] - scale * draws_.sign() * torch.log1p(-2 * draws_.abs())
-            weighted.append(weighted_tc(laplace_logs(samples, codes_[:few], scale)))
+            uniform_ = torch.rand(codes_.shape, generator=stream) - 0.5
+            samples = codes_ - scale * uniform_.sign() * torch.log1p(-2 * uniform_.abs())
+            weighted.append(weighted_tc(laplace_logs(samples[:few], codes_[:few], scale)))
         else:
             with torch.no_grad():
                 codes_, variance = (v.cpu() for v in run["vaes"][key].encode(run["test"]))
-            samples = codes_[:few] + variance[:few].sqrt() * torch.randn(few, 8, generator=stream)
-            weighted.append(weighted_tc(normal_logs(samples, codes_[:few], variance[:few])))
-        means_.append(codes_)
-    silent = gg_sample((len(means_[0]), 8), 1, generator=generator(seed, "silent"))
-    ratio = ratio_tc(torch.stack([*means_, silent]), seed=seed, steps=s.critic_steps)
-    rows_ = {name: (gaussian_tc(c), w, r) for name, c, w, r in zip(TC_MODELS, means_, weighted, ratio)}  # fmt: skip
+            samples = codes_ + variance.sqrt() * torch.randn(codes_.shape, generator=stream)
+            weighted.append(weighted_tc(normal_logs(samples[:few], codes_[:few], variance[:few])))
+        drawn.append(samples)
+        active.append(int((codes_.var(0) > 0.01).sum()))
+    silent = gg_sample((len(drawn[0]), 8), 1, generator=generator(seed, "silent"))
+    ratio = ratio_tc(torch.stack([*drawn, silent]), seed=seed, steps=s.critic_steps)
+    rows_ = {name: (gaussian_tc(c), w, r) for name, c, w, r in zip(TC_MODELS, drawn, weighted, ratio)}  # fmt: skip
     silent_weighted = weighted_tc(laplace_logs(silent[:few], torch.zeros(few, 8), torch.ones(8)))
-    return rows_, (gaussian_tc(silent), silent_weighted, ratio[-1]), means_
+    return rows_, (gaussian_tc(silent), silent_weighted, ratio[-1]), dict(zip(TC_MODELS, active))
 
 
-tc_rows, silent_tc, tc_codes = tc_table()
-ordered = lambda mine: sum(mine[i] < tc_rows["β-TCVAE (15)"][i] < tc_rows["VAE"][i] for i in range(3))  # fmt: skip
-lower = lambda mine: sum(mine[i] < tc_rows["VAE"][i] for i in range(3))
-ours = tc_rows["Bijecta, random start"]
+tc_rows, silent_tc, tc_active = tc_table()
+lower = lambda mine, rival: sum(mine[i] < tc_rows[rival][i] for i in range(3))
+ours = tc_rows["Bijecta, sketch start"]
+for name, count in tc_active.items():
+    print(f"{name}: {count} of 8 sources with a posterior mean that varies")
 
 # %% tags=["nbval-check-output"]
 chance = float(torch.bincount(run["truth"]).max()) / len(run["truth"])
 chapter.claim(
     "C5",
-    orders=ordered(ours),
-    below=lower(ours),
-    probe=image_probe["random", 8] / image_probe["vae"],
-    control=dict(orders=ordered(silent_tc), probe=chance / image_probe["vae"]),
+    below_vae=lower(ours, "VAE"),
+    below_tc=lower(ours, "β-TCVAE (15)"),
+    probe=image_probe["sketch", 8] / image_probe["vae"],
+    control=dict(
+        below_vae=lower(silent_tc, "VAE"),
+        below_tc=lower(silent_tc, "β-TCVAE (15)"),
+        probe=chance / image_probe["vae"],
+    ),
 )
 
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 4, figsize=(10.6, 3.6), sharey=True)
 labels_tc = list(TC_MODELS)
 probes = [image_probe[key] for key in TC_MODELS.values()]
-panels = [("Gaussian (means)", 0), ("minibatch-weighted", 1), ("density ratio", 2)]
+panels = [("Gaussian", 0), ("minibatch-weighted", 1), ("density ratio", 2)]
 bar_colours = [COLOURS["control"], COLOURS["regulariser"], COLOURS["highlight"], COLOURS["noise"], COLOURS["theory"]]  # fmt: skip
 for axis, (title, i) in zip(axes, panels):
     axis.barh(labels_tc, [tc_rows[name][i] for name in labels_tc], color=bar_colours)
@@ -1541,7 +1561,7 @@ chapter.show(
     fig,
     "bijecta-tc",
     alt="Bars for a VAE, a beta-TCVAE, a beta-VAE and Bijecta from two starts: total correlation under three estimators, and the accuracy of a linear probe of the class with chance as a dotted line.",
-    caption=f"Total correlation of 8 Laplace sources on {run['name']}. Bijecta from a random start has {ours[0]:.2f}, {ours[1]:.1f} and {ours[2]:.2f} nats under the three estimators and a probe of {image_probe['random', 8]:.0%}; the VAE {tc_rows['VAE'][0]:.2f}, {tc_rows['VAE'][1]:.1f}, {tc_rows['VAE'][2]:.2f} and {image_probe['vae']:.0%}. "
+    caption=f"Total correlation of 8 Laplace sources on {run['name']}. Bijecta from the paper's start has {ours[0]:.2f}, {ours[1]:.1f} and {ours[2]:.2f} nats under the three estimators and a probe of {image_probe['sketch', 8]:.0%}; the VAE {tc_rows['VAE'][0]:.2f}, {tc_rows['VAE'][1]:.1f}, {tc_rows['VAE'][2]:.2f} and {image_probe['vae']:.0%}. "
     "Dotted: largest value of the weighted estimator, and chance.",
     answers="the table of total correlations",
 )
@@ -1564,40 +1584,57 @@ def outside_share(eigen, k):
 
 
 spectra_of = {arm: spectrum(m) for arm, m in run["models"].items()}
-start_spectra = {arm: spectrum(run["untrained"][arm]) for arm in (("random", 8), "plain flow")}
+start_spectra = {
+    arm: spectrum(run["untrained"][arm]) for arm in (("random", 8), ("sketch", 8), "plain flow")
+}
 pixel_spectrum = torch.linalg.eigvalsh(run["test"].double().T.cov().cpu()).flip(0)
 predicted_spectra = {k: model_spectrum(run["models"]["linear", k].mixing()[:, :k].detach().double().cpu(), IMAGE_SIGMA, 1) for k in DS}  # fmt: skip
 flow_share = lambda eigen: (1 - outside_share(eigen, 8)) / (2 * 8 / run["d"] + 0.1)
 
 # %% tags=["nbval-check-output"]
+sketch_arm, random_arm = ("sketch", 8), ("random", 8)
 chapter.claim(
     "C6a",
-    bijecta=1 - outside_share(spectra_of["random", 8], 8),
+    bijecta=1 - outside_share(spectra_of[sketch_arm], 8),
     flow=flow_share(spectra_of["plain flow"]),
-    control=dict(bijecta=1 - outside_share(pixel_spectrum, 8), flow=flow_share(pixel_spectrum)),
-)
+    learnt=outside_share(spectra_of[sketch_arm], 8) / outside_share(start_spectra[sketch_arm], 8),
+    control=dict(bijecta=1 - outside_share(start_spectra[sketch_arm], 8), flow=flow_share(start_spectra["plain flow"]), learnt=1.0),
+)  # fmt: skip
+ratio_arms = [*[("linear", k) for k in DS], random_arm, sketch_arm]
 chapter.claim(
     "C6b",
-    ratio=[outside_share(spectra_of["linear", k], k) / outside_share(predicted_spectra[k], k) for k in DS],
-    control=dict(ratio=[outside_share(spectra_of["plain flow"], k) / outside_share(predicted_spectra[k], k) for k in DS]),
+    ratio=[outside_share(spectra_of[a], a[1]) / outside_share(predicted_spectra[a[1]], a[1]) for a in ratio_arms],
+    control=dict(ratio=[outside_share(spectra_of["plain flow"], a[1]) / outside_share(predicted_spectra[a[1]], a[1]) for a in ratio_arms]),
 )  # fmt: skip
 untrained_probe = image_probe["random, untrained"] / pca_probe[8]
 chapter.claim(
     "B6",
-    share=1 - outside_share(start_spectra["random", 8], 8),
+    share=1 - outside_share(start_spectra[random_arm], 8),
     probe=untrained_probe,
     control=dict(share=1 - outside_share(start_spectra["plain flow"], 8), probe=1.0),
 )
+per_image = math.log(2) * run["d"]  # nats an image for one bit per dimension
+images_bound = -(image_bits["linear", 8] - image_bits["random", 8]) * per_image
+starts = dict(linear=pick("linear start", 1), random=pick("whitened, random", 1))
+chapter.claim(
+    "B4",
+    **starts,
+    sketch=pick("sketch start", 1),
+    sprites=[d_sprite * v for v in start_bounds],
+    images=images_bound,
+    control=dict(linear=starts["random"], random=starts["linear"], sprites=[-d_sprite * v for v in start_bounds], images=-images_bound),
+)  # fmt: skip
 
 # %% tags=["hide-input"]
 fig, axis = plt.subplots(figsize=(8, 4.2))
 places_ = torch.arange(1, run["d"] + 1)
 cumulative = lambda eigen: eigen.cumsum(0) / eigen.sum()
 for k, colour in zip(DS, (COLOURS["control"], COLOURS["noise"], COLOURS["theory"])):
-    axis.plot(places_, cumulative(spectra_of["linear", k]), color=colour, label=f"Bijecta, {k} sources")  # fmt: skip
+    axis.plot(places_, cumulative(spectra_of["linear", k]), color=colour, label=f"Bijecta, {k} sources, linear start")  # fmt: skip
     axis.plot(places_, cumulative(predicted_spectra[k]), color=colour, ls="--", lw=1)
 axis.plot(places_, cumulative(spectra_of["plain flow"]), color=COLOURS["regulariser"], label="flow, Laplace base")  # fmt: skip
 axis.plot(places_, places_ / run["d"], color=COLOURS["regulariser"], ls="--", lw=1)
+axis.plot(places_, cumulative(spectra_of["sketch", 8]), color="black", ls="-.", label="Bijecta, 8 sources, sketch start")  # fmt: skip
 axis.plot(places_, cumulative(start_spectra["random", 8]), color=COLOURS["highlight"], ls=":", lw=2, label="untrained, 8 random directions")  # fmt: skip
 axis.plot(places_, cumulative(pixel_spectrum), color="black", lw=1, label="pixels")
 axis.set(xlabel="number of leading directions", ylabel="share of the variance of the codes", xscale="log", ylim=(0, 1.02))  # fmt: skip
@@ -1605,7 +1642,7 @@ axis.legend(fontsize=8)
 chapter.show(
     fig,
     "bijecta-spectra",
-    alt="Cumulative share of variance against the number of leading directions on a log axis: Bijecta with 2, 8 and 32 sources with dashed predictions, the flow with a Laplace base, an untrained map, and the pixels.",
+    alt="Cumulative share of variance against the number of leading directions on a log axis: Bijecta with 2, 8 and 32 sources from linear starts with dashed predictions, with 8 from a sketch, the flow with a Laplace base, an untrained map, and the pixels.",
     caption=f"Solid: measured on test codes ({run['name']}); dashed: forced by the base. An untrained linear map with eight random directions (dotted) holds {1 - outside_share(start_spectra['random', 8], 8):.0%} in its leading eight.",
     answers="the figure of spectra on Fashion-MNIST and CIFAR-10",
 )
@@ -1634,7 +1671,7 @@ def walks(arm_or_vae, steps=7):
 
 
 fig, axes = plt.subplots(1, 4, figsize=(10.6, 3.5))
-for axis, (title, key) in zip(axes, (("Bijecta, linear start", ("linear", 8)), ("Bijecta, random start", ("random", 8)), ("VAE", "vae"), ("β-TCVAE (15)", "tc"))):  # fmt: skip
+for axis, (title, key) in zip(axes, (("Bijecta, linear start", ("linear", 8)), ("Bijecta, sketch start", ("sketch", 8)), ("VAE", "vae"), ("β-TCVAE (15)", "tc"))):  # fmt: skip
     axis.imshow(walks(key), cmap="gray", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[(i + 0.5) * height for i in range(8)], yticklabels=[f"{i + 1}" for i in range(8)], title=title)  # fmt: skip
     axis.title.set_fontsize(10)
@@ -1643,8 +1680,8 @@ axes[0].set_ylabel("source")
 chapter.show(
     fig,
     "bijecta-traversals",
-    alt="Four grids of images, one row per source and seven steps along it, for Bijecta from a linear and from a random start, a VAE and a beta-TCVAE.",
-    caption=f"One source at a time from its 2nd to its 98th percentile, the others at their medians ({run['name']}). Probe accuracies of the four sets of sources: {image_probe['linear', 8]:.0%}, {image_probe['random', 8]:.0%}, {image_probe['vae']:.0%}, {image_probe['tc']:.0%}.",
+    alt="Four grids of images, one row per source and seven steps along it, for Bijecta from a linear and from a sketch start, a VAE and a beta-TCVAE.",
+    caption=f"One source at a time from its 2nd to its 98th percentile, the others at their medians ({run['name']}). Probe accuracies of the four sets of sources: {image_probe['linear', 8]:.0%}, {image_probe['sketch', 8]:.0%}, {image_probe['vae']:.0%}, {image_probe['tc']:.0%}.",
     answers="the latent traversals",
 )
 
@@ -1659,7 +1696,7 @@ chapter.show(
 by_k = {k: run["models"]["linear", k] for k in DS}
 with torch.no_grad():
     rebuilt = {k: m.reconstruct(run["test"][:500]) for k, m in by_k.items()}
-    rebuilt_random = run["models"]["random", 8].reconstruct(run["test"][:500])
+    rebuilt_random = run["models"]["sketch", 8].reconstruct(run["test"][:500])
     rebuilt_vae = run["vaes"]["vae"].reconstruct(run["test"][:500])
 shares = {k: explained(run["test"][:500], v) for k, v in rebuilt.items()}
 pca_shares = {k: explained(run["test"][:500], pca_reconstruction(run["train"], run["test"][:500], k)) for k in DS}  # fmt: skip
@@ -1674,9 +1711,9 @@ chapter.claim(
     some=k_probe[8],
     many=k_probe[32],
     explained=shares[32] - shares[2],
-    bits=max(k_bits) - min(k_bits),
+    cost=(k_bits[2] - k_bits[0]) * run["d"],
     control=dict(few=k_probe[2], some=untrained_probes, many=untrained_probes, explained=explained(run["test"][:500], rebuilt_random) - shares[2],
-                 bits=max(k_bits) - min(k_bits)),
+                 cost=(k_bits[0] - k_bits[2]) * run["d"]),
 )  # fmt: skip
 
 # %% tags=["hide-input"]
@@ -1684,7 +1721,7 @@ fig = plt.figure(figsize=(10.4, 3.7))
 parts = fig.add_gridspec(1, 3, width_ratios=(1.5, 1, 1))
 board, left, right = (fig.add_subplot(parts[i]) for i in range(3))
 columns_shown = [("image", run["test"][:10]), *[(f"{k}", rebuilt[k][:10]) for k in DS], ("PCA, 8", pca_reconstruction(run["train"], run["test"][:10], 8)),
-                 ("random, 8", rebuilt_random[:10]), ("VAE, 8", rebuilt_vae[:10])]  # fmt: skip
+                 ("sketch, 8", rebuilt_random[:10]), ("VAE, 8", rebuilt_vae[:10])]  # fmt: skip
 mosaic = torch.cat([torch.cat(list(v.view(-1, height, width, channels).mean(-1).cpu()), 1) for _, v in columns_shown], 0)  # fmt: skip
 board.imshow(mosaic, cmap="gray", vmin=0, vmax=1)
 board.set(xticks=[], yticks=[(i + 0.5) * height for i in range(len(columns_shown))], yticklabels=[n for n, _ in columns_shown])  # fmt: skip
@@ -1702,7 +1739,7 @@ right.plot(
     DS, [k_probe[k] for k in DS], color=COLOURS["theory"], marker="o", label="Bijecta, linear start"
 )
 right.plot(DS, [pca_probe[k] for k in DS], color="black", marker="s", ls=":", label="PCA")
-right.plot(8, image_probe["random", 8], "^", color=COLOURS["noise"], label="Bijecta, random start")
+right.plot(8, image_probe["sketch", 8], "^", color=COLOURS["noise"], label="Bijecta, sketch start")
 right.plot(8, image_probe["vae"], "D", color=COLOURS["control"], label="VAE")
 right.axhline(chance, color=COLOURS["light"], ls="--", lw=1)
 right.set(xlabel="sources", ylabel="probe accuracy", xscale="log", xticks=DS, xticklabels=DS, ylim=(0, 1))  # fmt: skip
@@ -1711,9 +1748,9 @@ right.legend(fontsize=7)
 chapter.show(
     fig,
     "bijecta-number",
-    alt="Left: test images and reconstructions from 2, 8 and 32 sources, from eight principal components, from a random start and from a VAE. Middle: explained share of pixel variance against the number of sources. Right: probe accuracy.",
+    alt="Left: test images and reconstructions from 2, 8 and 32 sources, from eight principal components, from a sketch start and from a VAE. Middle: explained share of pixel variance against the number of sources. Right: probe accuracy.",
     caption=f"From 2 to 32 sources the explained variance goes from {shares[2]:.0%} to {shares[32]:.0%} (PCA: {pca_shares[2]:.0%} to {pca_shares[32]:.0%}) and the probe from {k_probe[2]:.0%} to {k_probe[32]:.0%}, at bounds of {', '.join(f'{b:.2f}' for b in k_bits)} bits per dimension. "
-    f"From a random start eight sources explain {random_share:.0%} (a negative share is worse than the mean image).",
+    f"From the sketch start eight sources explain {random_share:.0%} (a negative share is worse than the mean image).",
 )
 
 # %% [markdown]
@@ -1743,15 +1780,12 @@ def bias(copy):
     index = (len(B1_COSINES) - 1) * 2 * s.linear_seeds + copy
     net, (z, c) = nets[index], sets[index]
     own = float(net.elbo(z, c).detach())
-    true = torch.linalg.pinv(tilted(0.9))
-    grid_scale = torch.linspace(0.4, 1.6, 41)
-    best_true = -math.inf
+    true, best_true = torch.linalg.pinv(tilted(0.9)), -math.inf
     with torch.no_grad():
-        for gain in (1.0, 0.97, 1.03):
-            for factor in grid_scale:
-                std = LINEAR_NOISE / tilted(0.9).norm(dim=0) * factor
-                twin = LinearICA(gain * true, rho=10, noise=LINEAR_NOISE, scale=1.0, turn=torch.zeros(2, 2))  # fmt: skip
-                twin.log_std.copy_(std.log())
+        for gain in torch.linspace(0.85, 1.03, 10):
+            twin = LinearICA(float(gain) * true, rho=10, noise=LINEAR_NOISE, scale=1.0, turn=torch.zeros(2, 2))  # fmt: skip
+            for factors_ in torch.cartesian_prod(torch.linspace(0.7, 1.15, 10), torch.linspace(0.7, 1.15, 10)):  # fmt: skip
+                twin.log_std.copy_((LINEAR_NOISE * factors_).log())
                 best_true = max(best_true, float(twin.elbo(z, c)))
     return own - best_true
 
@@ -1782,7 +1816,7 @@ chapter.show(
     fig,
     "bijecta-phase",
     alt="Amari index against the cosine of the two mixing columns for Laplace and for nearly uniform sources, with a factorised posterior and with a full covariance; bands over seeds.",
-    caption=f"Uniform sources at cosine 0.9: Amari {float(b1_values[0].mean()):.2f} with the factorised posterior, {float(b1_values[1].mean()):.2f} with a full covariance; the wrong answer has the higher factorised bound, by {np.mean(b1_bias):.2f} nats.",
+    caption=f"Uniform sources at cosine 0.9: Amari {float(b1_values[0].mean()):.2f} with the factorised posterior, {float(b1_values[1].mean()):.2f} with a full covariance; the factorised bound at its own answer minus that at the true unmixing is {np.mean(b1_bias):.2f} nats.",
 )
 
 # %% [markdown]
@@ -1791,7 +1825,7 @@ chapter.show(
 # Eighteen ways to treat $A$ and the noise, on the known sources: $A$ frozen, with columns of fixed length, or free; three noise levels; noise fixed or learnt. Every score stands beside the bound.
 
 # %%
-map_scores = {key: torch.stack([torch.tensor(world_final(arm, key)) for arm in MAP]) for key in ("bound", "r2", "mcc")}  # fmt: skip
+map_scores = {key: torch.stack([torch.tensor(world_final(arm, key)) for arm in MAP]) for key in ("bound", "r2", "length")}  # fmt: skip
 by_bound = int(map_scores["bound"].mean(1).argmax())
 by_r2 = int(map_scores["r2"].mean(1).argmax())
 FAMILY = ("rademacher", "sparse", "orthonormal", "hadamard", "dct")
@@ -1799,34 +1833,44 @@ family = {kind: np.mean(world_final(kind, "bound")) for kind in KINDS}
 family_spread = max(family[k_] for k_ in FAMILY) - min(family[k_] for k_ in FAMILY)
 family_distance = min(family[k_] for k_ in FAMILY) - family["coherent"]
 
+
 # %% tags=["nbval-check-output"]
-mean_of = lambda key: map_scores[key].mean(1)
-rank_bound = float(spearmanr(mean_of("bound"), mean_of("r2")).statistic)
-rank_mcc = float(spearmanr(mean_of("mcc"), mean_of("r2")).statistic)
-chapter.claim("B3", rank=rank_bound, control=dict(rank=rank_mcc))
+def rank_of(bound, r2):
+    return float(spearmanr(bound, r2).statistic)
+
+
+# Within one noise level and seed, over the six treatments; then the mean over levels
+levels_in_map = [[i for i, arm in enumerate(MAP) if arm[1] == noise] for noise in (0.03, 0.1, 0.3)]
+ranks = [np.mean([rank_of(map_scores["bound"][rows_, k], map_scores["r2"][rows_, k]) for rows_ in levels_in_map]) for k in range(s.world_seeds)]  # fmt: skip
+run_ranks = [rank_of(world_curve("orthonormal", "bound")[:, k], world_curve("orthonormal", "r2")[:, k]) for k in range(s.world_seeds)]  # fmt: skip
+chapter.claim("B3", rank=ranks, control=dict(rank=run_ranks))
 small = {m: MAP.index((m, 0.03, False)) for m in ("frozen", "free")}
 chapter.claim(
     "B7",
     frozen=map_scores["r2"][small["frozen"]].tolist(),
     free=map_scores["r2"][small["free"]].tolist(),
     bound=(map_scores["bound"][small["free"]] - map_scores["bound"][small["frozen"]]).tolist(),
+    length=map_scores["length"][small["free"]].tolist(),
     control=dict(
         frozen=map_scores["r2"][small["free"]].tolist(),
         free=map_scores["r2"][small["frozen"]].tolist(),
         bound=(map_scores["bound"][small["frozen"]] - map_scores["bound"][small["free"]]).tolist(),
+        length=map_scores["length"][small["frozen"]].tolist(),
     ),
 )
-others = [family[k_] for k_ in FAMILY if k_ != "hadamard"]
+at_start = {kind: float(world_curve(kind, "bound")[0].mean()) for kind in KINDS}
+start_spread = max(at_start[k_] for k_ in FAMILY) - min(at_start[k_] for k_ in FAMILY)
+start_distance = min(at_start[k_] for k_ in FAMILY) - at_start["coherent"]
 chapter.claim(
     "B5",
     spread=family_spread,
     coherent=family_distance,
-    control=dict(spread=max(others) - min(others), coherent=min(others) - family["hadamard"]),
+    control=dict(spread=start_spread, coherent=start_distance),
 )
 
 # %% tags=["hide-input"]
-fig, axes = plt.subplots(1, 3, figsize=(10.6, 3.9), width_ratios=(1, 1, 1.15))
-for axis, key, title in ((axes[0], "r2", "R² of the true sources"), (axes[1], "bound", "bound (nats per dimension)")):  # fmt: skip
+fig, axes = plt.subplots(1, 4, figsize=(10.8, 3.7), width_ratios=(1, 1, 1, 1.25))
+for axis, key, title in ((axes[0], "r2", "R² of the sources"), (axes[1], "bound", "bound, nats / dim."), (axes[2], "length", "length of A's columns")):  # fmt: skip
     table = map_scores[key].mean(1).view(3, 3, 2).permute(0, 2, 1).reshape(6, 3)
     axis.imshow(table, cmap="viridis", aspect="auto")
     for i in range(6):
@@ -1838,27 +1882,27 @@ for axis, key, title in ((axes[0], "r2", "R² of the true sources"), (axes[1], "
     axis.title.set_fontsize(10)
     axis.grid(False)
 for kind, colour in zip(KINDS, ("noise", "regulariser", "theory", "control", "baseline", "highlight")):  # fmt: skip
-    axes[2].scatter(world_final(kind, "bound"), world_final(kind, "mcc"), color=COLOURS[colour], s=36, label=kind)  # fmt: skip
-axes[2].set(
+    axes[3].scatter(world_final(kind, "bound"), world_final(kind, "mcc"), color=COLOURS[colour], s=36, label=kind)  # fmt: skip
+axes[3].set(
     xlabel="bound (nats per dimension)", ylabel="MCC", title="kinds of A⁺, one dot per seed"
 )
-axes[2].title.set_fontsize(10)
-axes[2].legend(fontsize=7)
+axes[3].title.set_fontsize(10)
+axes[3].legend(fontsize=7)
 chapter.show(
     fig,
     "bijecta-collapse",
-    alt="Two heat maps over noise level and treatment of mixing and noise: R squared of the true sources and the bound. Right: MCC against the bound for six kinds of unmixing matrix, one dot per seed.",
-    caption=f"Means over {s.world_seeds} seeds. Over the 18 cells bound and R² have a rank correlation of {rank_bound:.2f}; the best bound has R² {float(map_scores['r2'][by_bound].mean()):.2f}, the best R² is {float(map_scores['r2'][by_r2].mean()):.2f}. Right: five nearly orthogonal kinds span {family_spread:.2f} nats per dimension, rows of cosine 0.9 are {family_distance:.2f} below the worst of them.",
+    alt="Three heat maps over noise level and treatment of mixing and noise: R squared of the true sources, the bound, and the length of the columns of A. Right: MCC against the bound for six kinds of unmixing matrix, one dot per seed.",
+    caption=f"Means over {s.world_seeds} seeds. Within a noise level bound and R² have a mean rank correlation of {np.mean(ranks):.2f}; the best bound has R² {float(map_scores['r2'][by_bound].mean()):.2f}, the best R² is {float(map_scores['r2'][by_r2].mean()):.2f}. Right: five nearly orthogonal kinds span {family_spread:.2f} nats per dimension, rows of cosine 0.9 are {family_distance:.2f} below the worst of them.",
 )
 
 # %% tags=["hide-input"]
 chapter.keep(
-    sprite_r2_random=pick("random start", 1),
+    sprite_r2_random=pick("sketch start", 1),
     sprite_r2_linear=pick("linear start", 1),
     sprite_mcc_vae=pick("vae", 0),
     sprite_mcc_fast=[v for v, _ in fast_scores],
-    sprite_mcc_random=pick("random start", 0),
-    spectrum_bijecta=cumulative(spectra_of["random", 8])[:64].tolist(),
+    sprite_mcc_random=pick("sketch start", 0),
+    spectrum_bijecta=cumulative(spectra_of["sketch", 8])[:64].tolist(),
     spectrum_flow=cumulative(spectra_of["plain flow"])[:64].tolist(),
     tc=[list(row) for row in tc_rows.values()],
     image_bits=[list(image_bits.values()), *[list(bits(r).values()) for r in runs[1:]]],
@@ -1907,16 +1951,18 @@ else:
 #
 # What is said here of a measurement was found in the recorded `cpu` run; the ledger has the numbers of the run on this page.
 #
-# - **The headline does not reproduce at this budget.** From a random start Bijecta's two sources of a sprite carry nothing of its position after some hundred steps on a CPU, while a small VAE with the same prior finds it (C4b, C8). This is a statement about *our* flow and budget. The
-#   brief behind this chapter trained a larger flow two to eight times as long on an easier disc and reached an MCC of 0.95, where linear ICA had 0.95 too. C4a, at 32 × 32, waits for a GPU.
-# - **What decides is the start** (B4), and {prf:ref}`ica-prop-rotation` says why: to second order the bound does not prefer any direction. The linear start hands the answer of linear ICA over; training then keeps most of it and improves the bound, not the sources. That the paper's models found factors from
-#   random sketches means that something there (capacity, steps, or a detail we could not see) breaks this tie.
-# - **A learnt $A$ collapses, a frozen one chooses.** At the smallest noise of {numref}`bijecta-collapse` a free $A$ ends with sources that carry nothing, at a *higher* bound than the frozen one, whose sources carry most of the truth (B7): the collapse of {prf:ref}`ica-thm-collapse`. At larger noise neither collapses. But
-#   freezing only forces two directions to be loud; on sprites and digits it made loud ones that carry nothing (B4, B6).
-# - **The headline comparison with VAEs** goes the other way here: VAEs with the same prior find the position at this budget, some of them up to a rotation.
-# - **Spectra** (C6) are a property of the base: an untrained linear map has the paper's elbow (B6). Trained for some hundred steps the codes have *more* variance outside the leading directions than the base prescribes (C6b): the flows have not converged to their base, and the elbow was sharper before training.
-# - **Total correlation** (C5) falls when sources carry less. Compare models at equal probes or not at all, and never across estimators: the weighted one saturates.
-# - **MCC for two sources** has a treacherous null of 0.90 (a random rotation), and the paper allows "a rotation". R² stands beside it everywhere.
+# - **The headline does not reproduce at this budget.** From the paper's start, as far as it was seen, Bijecta's two sources of a sprite carry next to nothing of its position after some hundred steps on a CPU, while a small VAE with the same prior and linear ICA find it (C4b, C8). This is a statement about *our* flow
+#   and budget: the brief behind this chapter trained a larger flow two to eight times as long on an easier disc and reached an MCC of 0.95, where linear ICA had 0.95 too. C4a, at 32 × 32, waits for a GPU.
+# - **Two of the starts are ours.** "Whitened, random" whitens all dimensions and turns them at random through a dense last matrix that the paper, as far as seen, does not have: {prf:ref}`ica-prop-rotation` applies to it by construction. The "sketch start" is without either, and shows that the failure is not made by the whitening.
+#   The linear start hands linear ICA's answer over; training keeps most of it, and loses a little.
+# - **The bound has preferences of nats per image** (B4), and T9 says that two sources are worth no more than that. They need not favour what carries information. More sources cost bits (B2).
+# - **A learnt $A$ collapses, a frozen one chooses.** At the smallest noise of {numref}`bijecta-collapse`, a third of the noise in the data, a free $A$ ends with sources that carry nothing, at a *higher* bound than the frozen one, whose sources carry part of the truth (B7); the ledger says whether the columns of $A$ shrank, as in
+#   {prf:ref}`ica-thm-collapse`, or the loud directions were wrong ones. At the true noise neither collapses. Freezing only forces some directions to be loud; on sprites and digits it made loud ones that carry little.
+# - **Known sources** (C4c). Where linear ICA fails by design, training from random directions raises R² far above its start; whether it beats linear ICA and a random rotation is the ledger's answer, not ours.
+# - **VAEs** see more images here (64 a step, more steps), at a fraction of the flow's computing time; neither images nor seconds can be equal at once. On MNIST everything is one seed.
+# - **Spectra** (C6) are a property of the base: an untrained, whitened map has the paper's elbow (B6). From the linear starts trained codes have *more* variance outside the leading directions than the base prescribes (C6b); from the whitened random start they keep what the start gave them.
+# - **Total correlation** (C5) falls when sources carry less. Compare models at equal probes or not at all, and never across estimators: the weighted one follows $b$ and saturates.
+# - **MCC for two sources** has a treacherous null of 0.90 (a random rotation), and the paper allows "a rotation". R² stands beside it in the tables and in C4 and C8.
 # - **JL-Cayley** (C3) is our reading of a figure label. With two sources and a fixed sketch it cannot work in general; with an SVD in place of the sketch the same bound unmixes as FastICA does.
 # - **Well-trained?** No flow here is converged; bits per dimension fall until the last step. Comparisons between arms of one ensemble are at equal steps, batches and flow seeds; the VAEs are fully connected and train for more, cheaper steps.
 # - **The text.** Theorem statements, most tables and appendices of the paper were not available. Everything under *Derive* is derived here or standard.

@@ -8,21 +8,32 @@ from companion.data.sprites import Sprites
 from companion.seeds import generator
 
 
-def bend(y: Tensor, strength: float) -> Tensor:
-    """Return y + strength tanh(3y) / 3 entry by entry: a bijection, slope 1 + strength at 0 and 1 far out."""
-    return y + strength / 3 * (3 * y).tanh()
+def fold(y: Tensor, strength: float) -> Tensor:
+    """Shear the halves of `y` `[n, d]` by sines of each other: a volume-preserving bijection, far from linear."""
+    first, second = y.chunk(2, 1)
+    second = second + strength * (3 * first).sin()
+    return torch.cat([first + strength * (3 * second).sin(), second], 1)
+
+
+def unfold(y: Tensor, strength: float) -> Tensor:
+    """Undo `fold`."""
+    first, second = y.chunk(2, 1)
+    first = first - strength * (3 * second).sin()
+    return torch.cat([first, second - strength * (3 * first).sin()], 1)
 
 
 def bent_mixture(sources: Tensor, size: int, *, noise: float, strength: float, seed: int, draw: str) -> Tensor:
-    """Return x `[n, size]` = Q₂ᵀ bend(Q₂ (Q₁ᵀ s + noise ε)): a known bijection of a noisy orthonormal mixture.
+    """Return x `[n, size]`: a noisy orthonormal mixture of `sources` through two rotated `fold`s, a known bijection.
 
-    The rotations depend on `seed` alone, the noise also on `draw`.
+    The rotations depend on `seed` alone, the noise also on `draw`. `size` is even.
     """
     stream = generator(seed, "rotations")
-    first, second = (torch.linalg.qr(torch.randn(size, size, generator=stream))[0] for _ in range(2))
+    first, *turns = (torch.linalg.qr(torch.randn(size, size, generator=stream))[0] for _ in range(3))
     disturbance = torch.randn(len(sources), size, generator=generator(seed, "mixture noise", draw))
-    z = sources @ first[: sources.shape[1]] + noise * disturbance
-    return bend(z @ second, strength) @ second.mT
+    y = sources @ first[: sources.shape[1]] + noise * disturbance
+    for turn in turns:
+        y = fold(y @ turn, strength) @ turn.mT
+    return y
 
 
 def sprite_positions(

@@ -1,8 +1,8 @@
-"""Where a Bijecta starts: an affine flow whose codes already have the model's covariance, in one of three directions.
+"""Where a Bijecta starts: a random flow as the paper has it, or an affine one that already fits to second order.
 
-Every start is equally likely to a Gaussian eye: any rotation of whitened data may be the one that fills the loud
-directions of A⁺. "random" leaves it to chance, "pca" puts the leading principal components there, "ica" their
-independent ones.
+"sketch" is the paper's, as far as seen: the data are seen by ActNorm only. The others end in a matrix that gives the
+codes the model's covariance, in directions left to chance ("random"), of the leading principal components ("pca") or
+of their independent ones ("ica"). To a Gaussian eye these three are equally likely.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from companion.models.bijective_ica import Bijecta, gg_variance
 from companion.nn.spline_flows import Flow
 from companion.seeds import generator
 
-STARTS = ("random", "pca", "ica")
+STARTS = ("sketch", "random", "pca", "ica")
 
 
 def whitening(x: Tensor) -> Tensor:
@@ -54,20 +54,29 @@ def started(
     plain: bool = False,
     **options: Any,
 ) -> Bijecta:
-    """Return a Bijecta on the CPU whose codes of `x` `[n, d]` have the covariance of the model.
+    """Return a Bijecta on the CPU; except for "sketch" its codes of `x` `[n, d]` have the covariance of the model.
 
-    That is Var(s) B Bᵀ + noise² I, B the nearest orthonormal columns to pinv(A⁺) of the `active` sources; for a `plain`
-    flow it is 2 I, the covariance of the Laplace base.
+    That is Var(s) A Aᵀ + noise² I with A = pinv(A⁺) of the `active` sources; for a `plain` flow 2 I, the covariance
+    of the Laplace base. "sketch" sets one gain only, by which A⁺z has the variance of the sources.
     """
     size = unmixing.shape[1]
     sources = len(unmixing) if active is None else active
     flow.initialise(x[: min(len(x), 1024)])
-    left, _, right = torch.linalg.svd(unmixing[:sources].double(), full_matrices=False)
-    columns = (left @ right).mT
-    rest = torch.randn(size, size - sources, generator=generator(seed, "rest"), dtype=torch.float64)
-    basis = torch.linalg.qr(torch.cat([columns, rest], 1))[0]
-    basis[:, :sources] = columns
-    variances = torch.full((size,), gg_variance(1) if plain else noise**2, dtype=torch.float64)
-    variances[:sources] += 0.0 if plain else gg_variance(rho)
-    flow.align(basis @ torch.diag(variances.sqrt()) @ components(x, start, sources, seed=seed))
+    if start == "sketch":
+        flow.last.set(torch.eye(size))
+        with torch.no_grad():
+            codes = flow(x[:1024])[0]
+        seen = codes if plain else codes @ unmixing[:sources].mT
+        wanted = gg_variance(1 if plain else rho)
+        flow.last.set(torch.eye(size) * (wanted / float(seen.var(0).mean())) ** 0.5)
+    else:
+        left, sizes, right = torch.linalg.svd(torch.linalg.pinv(unmixing[:sources].double()), full_matrices=False)
+        rest = torch.randn(size, size - sources, generator=generator(seed, "rest"), dtype=torch.float64)
+        basis = torch.linalg.qr(torch.cat([left, rest], 1))[0]
+        basis[:, :sources] = left
+        variances = torch.full((size,), gg_variance(1) if plain else noise**2, dtype=torch.float64)
+        variances[:sources] += 0.0 if plain else gg_variance(rho) * sizes.square()
+        root = basis * variances.sqrt()
+        root[:, :sources] = root[:, :sources] @ right  # source i along column i of A
+        flow.align(root @ components(x, start, sources, seed=seed))
     return Bijecta(flow, unmixing, rho=rho, noise=noise, active=active, plain=plain, **options)

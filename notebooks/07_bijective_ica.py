@@ -532,7 +532,7 @@ wedge = min(float((low / high).min()) for low, high in map(stiefel.distance_boun
 # %% tags=["nbval-check-output"]
 chapter.claim(
     "C2a",
-    optimum=polar_error,
+    optimum=max(polar_error, 1e-12),  # below that, rounding that moves with the alignment of memory
     violations=sum(map(outside, clouds.values())),
     wedge=wedge,
     control=dict(

@@ -23,7 +23,7 @@ def unfold(y: Tensor, strength: float) -> Tensor:
 
 
 def bent_mixture(sources: Tensor, size: int, *, noise: float, strength: float, seed: int, draw: str) -> Tensor:
-    """Return x `[n, size]`: a noisy orthonormal mixture of `sources` through two rotated `fold`s, a known bijection.
+    """Return x `[n, size]`: a noisy orthonormal mixture of `sources` through two rotated folds, a known bijection.
 
     The rotations depend on `seed` alone, the noise also on `draw`. `size` is even.
     """

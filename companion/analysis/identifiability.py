@@ -31,7 +31,7 @@ def correlations(a: Tensor, b: Tensor, *, rank: bool = False) -> Tensor:
 def mcc(a: Tensor, b: Tensor, *, rank: bool = False) -> float:
     """Return the strong mean correlation coefficient of `a` `[n, p]` and `b` `[n, p]`.
 
-    The mean absolute correlation over the best one-to-one match of coordinates (Hungarian): blind to order, sign and scale.
+    The mean absolute correlation over the best one-to-one match of coordinates (Hungarian), blind to order and scale.
     Unrelated representations do not score 0: compare with `rotation_null`.
     """
     table = correlations(a, b, rank=rank).abs().cpu().numpy()

@@ -474,7 +474,9 @@ prior = random_prior(6, 2, "C3")
 mean, std = posterior_of(40, 2, "C3")
 posteriors, weights, expected = integrals(prior, mean, std, nodes=90)
 z_nodes, _ = pools.gauss_hermite(mean, std, 90)
-closed, by_point = prior.responsibilities(mean, std), prior.responsibilities(mean)
+# The proposition as it stands; `responsibilities(mean, std)` is the same softmax without the KL's shared terms
+closed = (prior.log_weights() - prior.kl(mean, std)).softmax(-1)
+by_point = prior.responsibilities(mean)
 
 full = MixturePrior(4, 2, covariance="full", generator=generator(seed, "C3", "full"))
 with torch.no_grad():
@@ -575,7 +577,7 @@ chapter.claim(
 # samples is a mean of means over $L$ of them. Used at *independent* samples the geometric mean reaches $-\log Z$; the arithmetic mean goes to a larger cost.
 
 # %%
-LENGTHS = (1, 2, 4, 8, 16, 64, 256)
+LENGTHS = (1, 2, 4, 8, 16, 64, 256, 1024)
 curve_prior = random_prior(6, 3, "curve")
 c_mean, c_std = posterior_of(1, 3, "curve")
 stream = generator(seed, "curve", "noise")
@@ -589,14 +591,14 @@ c_entropy = (c_std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
 optimum = float(
     curve_prior.log_components(c_mean, c_std).logsumexp(-1) + c_entropy
 )  # L* without log p(x|z)
-eps = torch.randn(max(s.curve // 16, 256), 256, 3, generator=stream)
-log_joint = curve_prior.log_components(c_mean + c_std * eps)  # [repeats, 256, K]
+eps = torch.randn(s.curve // 20, LENGTHS[-1], 3, generator=stream)
+log_joint = curve_prior.log_components(c_mean + c_std * eps)  # [repeats, longest, K]
 log_q = -(0.5 * eps.square() + c_std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 log_p = log_joint.log_softmax(-1)
 for length in LENGTHS:
-    groups = log_p.unflatten(1, (256 // length, length))  # [repeats, groups, L, K]
+    groups = log_p.unflatten(1, (LENGTHS[-1] // length, length))  # [repeats, groups, L, K]
     mean_log = groups.mean(2)
-    rest = (log_joint.logsumexp(-1) - log_q).unflatten(1, (256 // length, length)).mean(2)
+    rest = (log_joint.logsumexp(-1) - log_q).unflatten(1, (LENGTHS[-1] // length, length)).mean(2)
     same_sample[length] = (rest + mean_log.logsumexp(-1)).mean(1)  # e_L, [repeats]
     geometric[length] = pools.cost(mean_log.softmax(-1), exact_e).mean()
     arithmetic[length] = pools.cost(groups.exp().mean(2), exact_e).mean()
@@ -606,8 +608,8 @@ slopes = [float(f.mean() / (f.std() / len(f) ** 0.5)) for f in falls.values()]
 
 def curve_measures(final):
     return dict(
-        slope=min(slopes), start=(float(same_sample[1].mean()) - optimum) / target, end=(float(same_sample[256].mean()) - optimum) / target,
-        geometric=float(final[256]) / target, arithmetic=float(arithmetic[256]) / target,
+        slope=min(slopes), start=(float(same_sample[1].mean()) - optimum) / target, end=(float(same_sample[LENGTHS[-1]].mean()) - optimum) / target,
+        geometric=float(final[LENGTHS[-1]]) / target, arithmetic=float(arithmetic[LENGTHS[-1]]) / target,
     )  # fmt: skip
 
 

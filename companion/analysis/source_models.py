@@ -3,7 +3,6 @@
 import math
 
 import torch
-from scipy.special import gammaincinv
 from torch import Tensor
 
 from companion.models.bijective_ica import gg_log_peak, gg_log_prob, source_kl
@@ -39,19 +38,6 @@ def log_evidence(z: Tensor, mixing: Tensor, noise: float, rho: float, *, points:
     )
     outside = -0.5 * rest / noise**2 - (d - k) * math.log(noise * math.sqrt(2 * math.pi))
     return outside - 0.5 * torch.logdet(gram) + average
-
-
-def separable_log_evidence(z: Tensor, mixing: Tensor, noise: float, rho: float) -> Tensor:
-    """`log_evidence` for any number of sources whose mixing columns are orthogonal: one quadrature per source."""
-    sizes = mixing.norm(dim=0)
-    centre = (z @ mixing) / sizes.square()
-    rest = (z - centre @ mixing.mT).square().sum(-1)
-    nodes, weights = line(8.0, 241)
-    nodes = nodes.to(z)
-    normal = -0.5 * nodes.square() - 0.5 * math.log(2 * math.pi) + weights.to(z).log()
-    inner = gg_log_prob(centre[..., None] + (noise / sizes)[:, None] * nodes, rho) + normal
-    outside = -0.5 * rest / noise**2 - (len(mixing) - len(sizes)) * math.log(noise * math.sqrt(2 * math.pi))
-    return outside + (torch.logsumexp(inner, -1) - sizes.log()).sum(-1)
 
 
 def unmixing_kl(matrix: Tensor, true_rho: float, model_rho: float, *, points: int = 601) -> float:
@@ -136,12 +122,6 @@ def prior_posterior_kl(rho: int) -> tuple[float, float]:
 def gg_cdf(s: Tensor, rho: float) -> Tensor:
     """Return P(S <= s) under GG(0, 1, rho)."""
     return 0.5 * (1 + s.sign() * torch.special.gammainc(torch.full_like(s, 1 / rho), s.abs() ** rho))
-
-
-def gg_quantile(p: Tensor, rho: float) -> Tensor:
-    """Return the inverse of `gg_cdf`."""
-    size = torch.as_tensor(gammaincinv(1 / rho, (2 * p - 1).abs().numpy())) ** (1 / rho)
-    return (2 * p - 1).sign() * size.to(p)
 
 
 def twist(s: Tensor, strength: float) -> Tensor:

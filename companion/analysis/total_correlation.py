@@ -42,7 +42,6 @@ def normal_logs(codes: Tensor, means: Tensor, variance: Tensor) -> Tensor:
 class _Critic(nn.Module):
     def __init__(self, size: int, seed: int) -> None:
         super().__init__()
-        torch.manual_seed(0)  # the layers' own start is replaced below
         self.net = nn.Sequential(nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
         stream = generator(seed, "critic")
         with torch.no_grad():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from scipy.special import gammaincinv
+from torch import Tensor, nn
 from zuko.transforms import MonotonicRQSTransform
 
 from companion.analysis import source_models as exact
@@ -68,6 +69,28 @@ def shaken(module, size=0.05):
         for k, parameter in enumerate(module.parameters()):
             parameter.add_(size * draw(*parameter.shape, purpose=f"shake {k}"))
     return module
+
+
+# --- slower twins of the closed forms ---
+
+
+def separable_log_evidence(z: Tensor, mixing: Tensor, noise: float, rho: float) -> Tensor:
+    """`log_evidence` for any number of sources whose mixing columns are orthogonal: one quadrature per source."""
+    sizes = mixing.norm(dim=0)
+    centre = (z @ mixing) / sizes.square()
+    rest = (z - centre @ mixing.mT).square().sum(-1)
+    nodes, weights = exact.line(8.0, 241)
+    nodes = nodes.to(z)
+    normal = -0.5 * nodes.square() - 0.5 * math.log(2 * math.pi) + weights.to(z).log()
+    inner = gg_log_prob(centre[..., None] + (noise / sizes)[:, None] * nodes, rho) + normal
+    outside = -0.5 * rest / noise**2 - (len(mixing) - len(sizes)) * math.log(noise * math.sqrt(2 * math.pi))
+    return outside + (torch.logsumexp(inner, -1) - sizes.log()).sum(-1)
+
+
+def gg_quantile(p: Tensor, rho: float) -> Tensor:
+    """Return the inverse of `gg_cdf`."""
+    size = torch.as_tensor(gammaincinv(1 / rho, (2 * p - 1).abs().numpy())) ** (1 / rho)
+    return (2 * p - 1).sign() * size.to(p)
 
 
 # --- splines and layers ---
@@ -192,7 +215,7 @@ def test_source_densities_variances_and_samples_agree(rho):
     sample = gg_sample((200_000,), rho, generator=generator(0, "sample"))
     assert float(sample.square().mean()) == pytest.approx(gg_variance(rho), rel=0.02)
     p = torch.linspace(0.01, 0.99, 33)
-    torch.testing.assert_close(exact.gg_cdf(exact.gg_quantile(p, rho), rho), p)
+    torch.testing.assert_close(exact.gg_cdf(gg_quantile(p, rho), rho), p)
 
 
 @pytest.mark.parametrize("rho", [1, 2, 4])
@@ -229,7 +252,7 @@ def test_the_evidence_by_two_quadratures_and_by_monte_carlo():
     A = torch.linalg.qr(draw(4, 2, purpose="A"))[0] * torch.tensor([0.8, 1.2])
     z = gg_sample((6, 2), 4, generator=generator(0, "s")) @ A.mT + 0.3 * draw(6, 4)
     both = exact.log_evidence(z, A, 0.3, 4)
-    torch.testing.assert_close(both, exact.separable_log_evidence(z, A, 0.3, 4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(both, separable_log_evidence(z, A, 0.3, 4), rtol=0, atol=1e-6)
     s = gg_sample((400_000, 2), 4, generator=generator(0, "many"))
     logs = torch.distributions.Normal(0, 0.3).log_prob(z[:, None] - s @ A.mT).sum(-1)
     torch.testing.assert_close(both, torch.logsumexp(logs, 1) - math.log(len(s)), rtol=0, atol=0.05)

@@ -94,9 +94,9 @@ chapter = Chapter("07_bijective_ica", profile=profile, seed=seed)
 # %% tags=["hide-input"]
 s = chapter.settings(
     smoke=dict(
-        images=("digits",), levels=2, flow_steps=1, hidden=16, image_steps=30, image_batch=32, image_train=1_000, image_test=400,
-        pool=8, sprite_scale=5, sprite_levels=2, sprite_steps=30, sprite_batch=32, sprite_train=1_000, sprite_seeds=2, vae_steps=60, vae_hidden=32,
-        world_steps=40, world_train=1_000, world_seeds=2, linear_steps=120, linear_seeds=2, linear_train=300, draws=6, points=81, critic_steps=40, lr=2e-3,
+        images=("digits",), levels=2, flow_steps=1, hidden=16, image_steps=16, image_batch=32, image_train=1_000, image_test=400,
+        pool=8, sprite_scale=5, sprite_levels=2, sprite_steps=16, sprite_batch=32, sprite_train=1_000, sprite_seeds=2, vae_steps=60, vae_hidden=32,
+        world_steps=20, world_train=1_000, world_seeds=2, linear_steps=120, linear_seeds=2, linear_train=300, draws=6, points=81, critic_steps=40, lr=2e-3,
     ),
     cpu=dict(
         images=("mnist",), levels=3, flow_steps=3, hidden=32, image_steps=160, image_batch=32, image_train=12_000, image_test=2_000,

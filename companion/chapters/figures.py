@@ -12,6 +12,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from companion.chapters import paths
+from companion.chapters.figure_numbers import numbers
 
 # Seaborn's colour-blind safe palette, one colour per role, the same in every chapter.
 COLOURS: Mapping[str, str] = {
@@ -83,12 +84,13 @@ def png(figure: Figure) -> bytes:
 
 
 def show(figure: Figure, folder: Path, name: str, *, alt: str, caption: str, answers: str | None = None) -> Path:
-    """Save the figure as `folder/name.png`, display it with its words as output metadata, and close it.
+    """Save the figure as `folder/name.png` with its numbers as `name.csv`, display it with its words, close it.
 
     `answers` names the figure of the paper that this one answers to. ValueError for missing or lazy words.
     """
     check_words(name, alt, caption)
     content, file = png(figure), folder / f"{name}.png"
+    paths.write_atomic(file.with_suffix(".csv"), numbers(figure).encode())
     pyplot.close(figure)  # or the inline backend would draw it a second time
     paths.write_atomic(file, content)
     words = {"name": name, "alt": alt.strip(), "caption": caption.strip(), "answers": answers}

@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from companion.chapters import profiles
 from companion.chapters.claims import Claim, Condition, LedgerError, Multiple, Over
+from companion.chapters.provenance import settled
 
 STATUSES = (
     "verified",
@@ -40,14 +41,14 @@ class Measure:
 
     @classmethod
     def of(cls, name: str, value: Any) -> "Measure":
-        """Read a number, sequence, array or tensor; raises LedgerError for anything else."""
+        """Read a number, sequence, array or tensor to nine digits; raises LedgerError for anything else."""
         try:
             values = torch.as_tensor(value, dtype=torch.float64).detach().flatten().tolist()
         except (TypeError, ValueError, RuntimeError) as error:
             raise LedgerError(f"measure {name}: expected a number or one per seed, found {value!r}") from error
         if not values:
             raise LedgerError(f"measure {name} is empty: give a number or one per seed")
-        return cls(tuple(values))
+        return cls(tuple(map(settled, values)))
 
     @property
     def finite(self) -> bool:

@@ -1,6 +1,7 @@
 """From an executed notebook to the notebook that becomes a page: captions, claim boxes, chips."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from nbformat import NotebookNode
@@ -12,17 +13,23 @@ from companion.errors import CompanionError
 CHIPS = "<!-- chips -->"
 
 
-def present(notebook: NotebookNode, chapter: str, chips: str) -> NotebookNode:
+def numbers_file(chapter: str, name: str) -> str:
+    """Return where, seen from the chapter's page, the numbers behind the figure `name` lie."""
+    return f"numbers/{chapter}/{name}.csv"
+
+
+def present(notebook: NotebookNode, chapter: str, chips: str, numbers: Collection[str] = ()) -> NotebookNode:
     """Return `notebook` (source with grafted outputs) as the page of `chapter`.
 
-    Figures get alt text, name (for numref) and caption as `mystnb` cell metadata. myst-nb reads it per cell,
+    Figures get alt text, name (for numref) and caption as `mystnb` cell metadata, and those named in `numbers`
+    a link to their CSV. myst-nb reads it per cell,
     so each figure beyond a cell's first moves to a cell of its own. Claims become boxes with anchors.
     Raises CompanionError on an image without alt text.
     """
     cells: list[NotebookNode] = []
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type == "code":
-            cells += _code(cell, f"{chapter}, cell {number}", chapter)
+            cells += _code(cell, f"{chapter}, cell {number}", chapter, numbers)
         else:
             cell.source = cell.source.replace(CHIPS, chips)
             cells.append(cell)
@@ -32,7 +39,7 @@ def present(notebook: NotebookNode, chapter: str, chips: str) -> NotebookNode:
     return notebook
 
 
-def _code(cell: NotebookNode, where: str, chapter: str) -> list[NotebookNode]:
+def _code(cell: NotebookNode, where: str, chapter: str, numbers: Collection[str]) -> list[NotebookNode]:
     if {"remove-cell", "remove-output"} & set(tags(cell)):
         return [cell]
     outputs, cell.outputs = cell.outputs, []
@@ -55,7 +62,7 @@ def _code(cell: NotebookNode, where: str, chapter: str) -> list[NotebookNode]:
             if closed or (image and any(o.output_type != "stream" for o in last.outputs)):
                 cells.append(_continued(cell))
             if image and shows:
-                cells[-1].metadata["mystnb"] = _figure(ours.get("figure", {}), where)
+                cells[-1].metadata["mystnb"] = _figure(ours.get("figure", {}), where, chapter, numbers)
             cells[-1].outputs.append(output)
     return cells
 
@@ -66,12 +73,14 @@ def _continued(cell: NotebookNode) -> NotebookNode:
     return new_code_cell("# (continued)", metadata={"tags": ["remove-input", *kept]})
 
 
-def _figure(figure: dict[str, str], where: str) -> dict[str, Any]:
+def _figure(figure: dict[str, str], where: str, chapter: str, numbers: Collection[str]) -> dict[str, Any]:
     if not figure.get("alt", "").strip():
         raise CompanionError(f"{where}: a figure without alt text; draw it with chapter.show(fig, name, alt=..., ...)")
     caption = figure["caption"]
     if figure.get("answers"):
         caption += f" *Answers to {figure['answers']} of the paper.*"
+    if figure["name"] in numbers:
+        caption += f" {{download}}`Numbers (CSV) <{numbers_file(chapter, figure['name'])}>`"
     return {"image": {"alt": figure["alt"]}, "figure": {"name": figure["name"], "caption": caption}}
 
 

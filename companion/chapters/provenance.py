@@ -152,12 +152,21 @@ def data_card(card: Any, split: str) -> dict[str, Any]:
     }
 
 
+def settled(number: float) -> float:
+    """Return `number` to nine digits: what two runs of one program on one machine agree in.
+
+    The last digits of float64 depend on where the allocator puts an array, since libraries sum its aligned
+    blocks first.
+    """
+    return float(f"{number:.9g}")
+
+
 def plain(value: Any) -> Any:
-    """Return settings as JSON can hold them: tuples as lists, not finite as null, the unknown as its text."""
+    """Return values as JSON can hold them: tuples as lists, not finite as null, the unknown as its text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return settled(value) if math.isfinite(value) else None
     return value if value is None or isinstance(value, int | str) else str(value)

@@ -13,7 +13,7 @@ import yaml
 from nbformat import NotebookNode
 
 from companion.chapters import notebooks, paths, scoreboard
-from companion.chapters.present import present
+from companion.chapters.present import numbers_file, present
 from companion.errors import CompanionError
 
 _MATHJAX = "tex-svg-full.js"  # one file, all TeX extensions, no fonts: works from file:// in every browser
@@ -42,7 +42,9 @@ def stage(profile: str) -> dict[str, NotebookNode]:
     for chapter in _chapters_in_toc():
         whole[chapter] = executed(chapter, profile)
         copy = nbformat.from_dict(whole[chapter])
-        page = present(copy, chapter, scoreboard.chips(chapter, profile))
+        drawn = {p.stem: p.read_bytes() for p in paths.figures_dir(chapter, profile).glob("*.csv")}
+        files |= {f"notebooks/{numbers_file(chapter, name)}": text for name, text in drawn.items()}
+        page = present(copy, chapter, scoreboard.chips(chapter, profile), drawn)
         files[f"notebooks/{chapter}.ipynb"] = notebooks.dumps(page).encode()
     _update(paths.stage_dir(), files)
     return whole

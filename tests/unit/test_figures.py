@@ -1,5 +1,6 @@
 """Figures: words that a reader needs, and the same bytes each time."""
 
+import csv
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,7 @@ from matplotlib import colors, pyplot
 from matplotlib.figure import Figure
 
 from companion.chapters import figures
+from companion.chapters.figure_numbers import numbers
 
 ALT = "Two falling lines on logarithmic axes; the lower one is twice as steep."
 CAPTION = "With the missing term added, the remainder is of fourth order."
@@ -94,3 +96,52 @@ def test_role_colours_are_distinct_and_visible_on_white(tmp_path: Path):
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
     for role in ("baseline", "noise", "regulariser", "theory", "control", "highlight"):
         assert _contrast_on_white(figures.COLOURS[role]) > 2.4, role
+
+
+def rows(drawn: Figure) -> list[dict[str, str]]:
+    return list(csv.DictReader(numbers(drawn).splitlines()))
+
+
+def test_the_numbers_of_a_figure_are_saved_beside_it(figure, displayed, tmp_path):
+    figures.show(figure, tmp_path, "remainder", alt=ALT, caption=CAPTION)
+    found = list(csv.DictReader((tmp_path / "remainder.csv").read_text().splitlines()))
+    assert [(r["label"], r["x"], r["y"]) for r in found] == [
+        ("noise", "1", "1"),
+        ("noise", "2", "4"),
+        ("noise", "3", "9"),
+    ]
+    assert {(r["x axis"], r["y axis"], r["kind"]) for r in found} == {("noise [std]", "loss [nats]", "line")}
+
+
+def test_every_kind_of_mark_gives_its_numbers():
+    drawn, axes = pyplot.subplots(2, 3)
+    axes[0, 0].bar([1, 2], [3.5, 4.5], label="bars")
+    axes[0, 0].axhline(0.25, label="chance")
+    axes[0, 1].barh(["a", "b"], [7, 8])
+    axes[0, 2].scatter([1, 2], [3, 4], c=[0.5, 0.6], label="points")
+    axes[1, 0].errorbar([1], [2], yerr=[0.5])
+    axes[1, 0].fill_between([0, 1], [0, 0], [1, 2])
+    axes[1, 1].pcolormesh([[1.0, 2.0], [3.0, 4.0]])
+    drawn.colorbar(axes[1, 1].collections[0])
+    axes[1, 2].imshow([[5.0, 6.0]])
+    axes[1, 2].set_title("heat")
+    found = rows(drawn)
+    pyplot.close(drawn)
+    assert [float(r["value"]) for r in found if r["kind"] == "bar"] == [3.5, 4.5, 7, 8]
+    assert [(r["x"], r["y"]) for r in found if r["label"] == "chance"] == [("", "0.25")] * 2
+    assert [(r["x"], r["y"], r["value"]) for r in found if r["label"] == "points"] == [
+        ("1", "3", "0.5"),
+        ("2", "4", "0.6"),
+    ]
+    assert [r["y"] for r in found if r["kind"] == "segment"] == ["1.5", "2.5"]
+    assert {"0", "1", "2"} == {r["y"] for r in found if r["kind"] == "band"}
+    assert [r["value"] for r in found if r["kind"] == "cell"] == ["1", "2", "3", "4", "5", "6"]  # no colour bar's
+    assert {r["title"] for r in found if r["panel"] == "6"} == {"heat"}
+
+
+def test_pictures_give_no_numbers():
+    drawn, axes = pyplot.subplots()
+    axes.imshow([[1.0, 2.0]])
+    axes.set_axis_off()
+    assert not rows(drawn)
+    pyplot.close(drawn)

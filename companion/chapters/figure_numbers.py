@@ -1,0 +1,93 @@
+"""The numbers behind a figure, read back from what was drawn, so that they cannot differ from the picture."""
+
+import csv
+from collections.abc import Iterator
+from io import StringIO
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection, QuadMesh
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, StepPatch
+
+_HEAD = ("panel", "title", "x axis", "y axis", "kind", "label", "index", "x", "y", "value")
+Row = tuple[str, str, int, float | None, float | None, float | None]  # kind, label, index, x, y, value
+
+
+def numbers(figure: Figure) -> str:
+    """Return CSV with one row per drawn point, bar, interval end or cell; pictures (axes off) have no rows.
+
+    A row of a bar holds its middle and its length; one of a cell of a heat map its column, row and value.
+    """
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_HEAD)
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    for panel, axes in enumerate(panels, start=1):
+        title = " ".join(f"{axes.get_title(loc='left')} {axes.get_title()}".split())
+        names = [" ".join(name.split()) for name in (axes.get_xlabel(), axes.get_ylabel())]
+        for kind, label, index, *values in _rows(axes):
+            writer.writerow([panel, title, *names, kind, label, index, *map(_digits, values)])
+    return text.getvalue()
+
+
+def _digits(value: float | None) -> str:
+    # Six digits are more than a picture shows, and fewer than two runs on one machine may differ in.
+    return "" if value is None or not numpy.isfinite(value) else f"{float(value) + 0.0:.6g}"
+
+
+def _label(artist: object) -> str:
+    label = str(artist.get_label())  # type: ignore[attr-defined]
+    return "" if label.startswith("_") else label
+
+
+def _points(kind: str, label: str, points: object, values: object = None) -> Iterator[Row]:
+    pairs = numpy.asarray(points, dtype=float).reshape(-1, 2)
+    blank: numpy.ndarray = numpy.full(len(pairs), numpy.nan)
+    extra = blank if values is None else numpy.ma.asarray(values, dtype=float).filled(numpy.nan)
+    for index, ((x, y), value) in enumerate(zip(pairs, extra, strict=False)):
+        yield kind, label, index, x, y, float(value)
+
+
+def _cells(label: str, array: object) -> Iterator[Row]:
+    for (row, column), value in numpy.ndenumerate(numpy.ma.asarray(array, dtype=float).filled(numpy.nan)):
+        yield "cell", label, int(row), float(column), float(row), float(value)
+
+
+def _rows(axes: Axes) -> Iterator[Row]:
+    for line in axes.lines:
+        in_data = line.get_transform().contains_branch_seperately(axes.transData)  # the library's spelling
+        for kind, label, index, x, y, _ in _points("line", _label(line), line.get_xydata()):
+            yield kind, label, index, x if in_data[0] else None, y if in_data[1] else None, None
+    for collection in axes.collections:
+        if isinstance(collection, PathCollection):
+            yield from _points("point", _label(collection), collection.get_offsets(), collection.get_array())
+        elif isinstance(collection, LineCollection):
+            yield from _points("segment", _label(collection), numpy.concatenate(collection.get_segments()))
+        elif isinstance(collection, QuadMesh):
+            shape = numpy.shape(collection.get_coordinates())
+            yield from _cells(
+                _label(collection), numpy.ma.reshape(collection.get_array(), (shape[0] - 1, shape[1] - 1))
+            )
+        elif isinstance(collection, PolyCollection):
+            corners = numpy.concatenate([numpy.asarray(path.vertices) for path in collection.get_paths()])
+            yield from _points("band", _label(collection), corners)
+    for container in axes.containers:
+        if isinstance(container, BarContainer):
+            upright = container.orientation != "horizontal"
+            for index, bar in enumerate(container.patches):
+                middle = bar.get_center()
+                length = bar.get_height() if upright else bar.get_width()
+                yield "bar", _label(container), index, middle[0], middle[1], length
+    for patch in axes.patches:
+        if isinstance(patch, StepPatch):
+            values, edges, _ = patch.get_data()
+            yield from _points("step", _label(patch), numpy.stack([edges[:-1], values], axis=1))
+        elif isinstance(patch, Polygon):
+            yield from _points("outline", _label(patch), patch.get_xy())
+    if axes.axison:  # an image without axes is a picture, one with axes a heat map
+        for image in axes.images:
+            array = image.get_array()
+            if array is not None and array.ndim == 2:
+                yield from _cells(_label(image), array)

@@ -167,6 +167,8 @@ class Pass:
 class Ladder(nn.Module):
     """A hierarchical discrete VAE of `len(shape.layers)` layers; `options` go to every `Layer` and its codebook."""
 
+    layers: Any  # an nn.ModuleList of `Layer`, which its own type does not say
+
     def __init__(
         self,
         shape: Shape,

@@ -20,11 +20,11 @@ class QuantisedVAE(Ladder):
         """Return outputs, h `[batch, slots, d]`, the nearest codes one-hot; gradients pass straight through to h."""
         (layer,) = self.layers
         u = self.initial(len(x))
-        h = layer.posterior_output(u, self.features(x))  # type: ignore[operator]
-        codes: Tensor = layer.codebook.mean.detach()  # type: ignore[union-attr, operator, assignment]
+        h = layer.posterior_output(u, self.features(x))
+        codes: Tensor = layer.codebook.mean.detach()
         z = one_hot(-squared_distances(h, codes))
         e = h + (z @ codes - h).detach()
-        return self.finish(layer.push_vector(u, e)), h, z  # type: ignore[operator]
+        return self.finish(layer.push_vector(u, e)), h, z
 
 
 def vq_loss(model: Any, batch: tuple[Tensor, ...], _noise: Any, _hyper: Mapping[str, Tensor]) -> Any:

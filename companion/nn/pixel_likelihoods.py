@@ -85,9 +85,9 @@ class LogisticMixture:
         return (weight + inside).logsumexp(-1)
 
     def mean(self, out: Tensor) -> Tensor:
-        """Return the mixture's mean `[..., pixels]` in levels, its tails cut at the range."""
+        """Return the mean of the components' places `[..., pixels]` in levels, each cut to the range."""
         weight, place, _ = self._parts(out)
-        return (weight.exp() * place).sum(-1).clamp(0, self.levels - 1)
+        return (weight.exp() * place.clamp(0, self.levels - 1)).sum(-1)
 
 
 def marginal_bits(train: Tensor, test: Tensor, levels: int) -> float:

@@ -90,7 +90,7 @@ s = chapter.settings(
     gpu=dict(
         images="cifar10", patch=2, width=128, codes=256, dims=(8, 64), batch=64, steps=3_000, lr=1e-3, seeds=3, ladder_seeds=2, tested=1_000, draws=5, importance=64,
         one=((16, 1),), three=((4, 4), (8, 1), (8, 2)), eight=((2, 1),) * 4 + ((4, 1),) * 3 + ((8, 3),), deepest=((2, 1),) * 4 + ((4, 1),) * 6 + ((8, 1),) * 10 + ((16, 1),) * 12,
-        flat=((16, ((16, 2),)), (2, ((16, 8),))), map_lrs=(3e-4, 1e-3, 3e-3), map_dims=(8, 32, 64), map_steps=2_000, tiny_steps=1_000, samples=500, coded=40, swaps=8, gradient_draws=16,
+        flat=((16, ((16, 2),)), (2, ((16, 8),))), map_lrs=(3e-4, 1e-3, 3e-3), map_dims=(8, 32, 64), map_steps=2_000, tiny_steps=1_000, samples=500, coded=10, swaps=8, gradient_draws=16,
     ),
 )  # fmt: skip
 device = chapter.device
@@ -916,7 +916,7 @@ torch.set_default_dtype(torch.float64)
 
 
 def tiny(purpose):
-    first = digit_world[3].double()
+    first = digit_world[3].double().cpu()
     return Ladder(tiny_shape, Levels(17), levels=17, marginal=first, log_variance=0.5 * math.log(8), generator=generator(seed, "tiny", purpose)).double()  # fmt: skip
 
 
@@ -958,7 +958,7 @@ def ends():
     return collapsed, float((kl / math.log(4) - 1).abs().max()), abs(information)
 
 
-some_digits = digits_test[:40].double()
+some_digits = digits_test[:40].double().cpu()
 with torch.no_grad():
     untrained = tiny("chain")
     right, wrong = chain(untrained, some_digits), chain(untrained, some_digits, argmax=True)
@@ -997,7 +997,8 @@ def against_truth(net, x):
 
 
 gaps = [
-    against_truth(tiny_ensemble.member(k).double(), digits_test[:100].double()) for k in range(2)
+    against_truth(tiny_ensemble.member(k).double().cpu(), digits_test[:100].double().cpu())
+    for k in range(2)
 ]
 hard_gap, argmax_gap = (torch.cat([gap[place] for gap in gaps]) for place in (0, 1))
 draws = torch.rand(4_000, 2, generator=stream)

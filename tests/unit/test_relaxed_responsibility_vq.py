@@ -346,6 +346,22 @@ def test_arithmetic_coding_is_lossless_and_close_to_the_entropy():
     assert Decoder(bits).get(tables) == symbols
 
 
+def test_colour_images_through_the_mixture_of_logistics():
+    shape = Shape((3, 8, 8), 4, ((1, 1), (2, 1)), 3, 4, 8)
+    net = Ladder(shape, LogisticMixture(16, 2), levels=16, generator=generator(0, "colour")).double()
+    x = images(3, 16, shape.pixels)
+    noise = uniforms(shape, 3)
+    loss, _ = relaxed_loss(
+        net, (x, torch.tensor(1.0), torch.tensor(0.5)), noise, {"hard": 0.0, "coolest": torch.tensor(0.0)}
+    )
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    assert float(loss.detach()) < 6 * shape.pixels  # a sane start: uniform pixels cost log 16 = 2.8 nats each
+    bits = code_length.write(net, x)
+    assert torch.equal(code_length.read(net, bits, 3), x.long())
+    assert net.likelihood.mean(net(x, noise).out).shape == x.shape
+
+
 def test_a_ladder_writes_and_reads_images():
     net, x = ladder(levels=5), images(4, 5)
     bits = code_length.write(net, x)

@@ -80,17 +80,17 @@ s = chapter.settings(
     smoke=dict(
         images="digits", patch=2, width=16, codes=8, dims=(4, 32), batch=16, steps=30, lr=5e-3, seeds=2, ladder_seeds=2, tested=60, draws=2, importance=4,
         one=((4, 2),), three=((1, 4), (2, 3), (4, 1)), eight=((1, 1),) * 4 + ((2, 1),) * 3 + ((4, 1),), deepest=((1, 1),) * 4 + ((2, 1),) * 4 + ((4, 1),) * 2,
-        flat=((2, ((4, 6),)), (64, ((4, 1),))), map_lrs=(5e-3, 2e-2), map_dims=(4, 32), map_steps=15, tiny_steps=60, samples=60, coded=10, swaps=3, gradient_draws=4,
+        flat=((2, ((4, 6),)), (64, ((4, 1),))), map_lrs=(5e-3, 2e-2), map_dims=(4, 32), map_steps=15, tiny_steps=60, samples=60, coded=10, swaps=3, gradient_draws=8,
     ),
     cpu=dict(
         images="mnist", patch=7, width=32, codes=32, dims=(8, 64), batch=32, steps=200, lr=5e-3, seeds=3, ladder_seeds=2, tested=200, draws=5, importance=16,
         one=((4, 2),), three=((1, 4), (2, 3), (4, 1)), eight=((1, 1),) * 4 + ((2, 1),) * 3 + ((4, 1),), deepest=((1, 1),) * 4 + ((2, 1),) * 4 + ((4, 1),) * 4,
-        flat=((4, ((4, 5),)), (256, ((2, 5),))), map_lrs=(2e-3, 8e-3, 3e-2), map_dims=(4, 16, 64), map_steps=100, tiny_steps=200, samples=200, coded=40, swaps=5, gradient_draws=12,
+        flat=((4, ((4, 5),)), (256, ((2, 5),))), map_lrs=(6e-3, 1.5e-2, 4e-2), map_dims=(4, 16, 64), map_steps=100, tiny_steps=200, samples=200, coded=40, swaps=5, gradient_draws=40,
     ),
     gpu=dict(
         images="cifar10", patch=2, width=128, codes=256, dims=(8, 64), batch=64, steps=3_000, lr=1e-3, seeds=3, ladder_seeds=2, tested=1_000, draws=5, importance=64,
         one=((16, 1),), three=((4, 4), (8, 1), (8, 2)), eight=((2, 1),) * 4 + ((4, 1),) * 3 + ((8, 3),), deepest=((2, 1),) * 4 + ((4, 1),) * 6 + ((8, 1),) * 10 + ((16, 1),) * 12,
-        flat=((16, ((16, 2),)), (2, ((16, 8),))), map_lrs=(3e-4, 1e-3, 3e-3), map_dims=(8, 32, 64), map_steps=2_000, tiny_steps=1_000, samples=500, coded=10, swaps=8, gradient_draws=16,
+        flat=((16, ((16, 2),)), (2, ((16, 8),))), map_lrs=(3e-4, 1e-3, 3e-3), map_dims=(8, 32, 64), map_steps=2_000, tiny_steps=1_000, samples=500, coded=10, swaps=8, gradient_draws=64,
     ),
 )  # fmt: skip
 device = chapter.device
@@ -157,8 +157,9 @@ def arms(dim):
         "per code": dict(variance="per code", weights=False, log_variance=soft),
         "responsibilities": dict(log_variance=soft),
         "responsibilities from ½": dict(log_variance=HALF),
+        "scalar from ½": dict(variance="scalar", weights=False, log_variance=HALF),
         "straight-through": dict(log_variance=soft),
-        "no determinant": dict(log_variance=soft, determinant=False),
+        "no determinant": dict(log_variance=soft, determinant=False, weights=False),
     }
 
 
@@ -166,7 +167,8 @@ def seeds_of(arm, seeds):
     """Arms that only serve as controls or single steps of an ablation get two seeds at most."""
     return (
         min(seeds, 2)
-        if arm in ("weights only", "per code", "straight-through", "no determinant")
+        if arm
+        in ("weights only", "per code", "scalar from ½", "straight-through", "no determinant")
         else seeds
     )
 
@@ -264,14 +266,15 @@ def run(group, layers, dim, chosen, seeds, codes=None, shared=True, steps=None):
 small, large = s.dims
 run("one", s.one, large, list(arms(large)), s.seeds)
 run("one, small d", s.one, small, ["relaxed VQ", "scalar", "responsibilities"], s.seeds)
-run("three", s.three, large, ["relaxed VQ", "relaxed VQ, small codes", "scalar", "responsibilities"], s.ladder_seeds)  # fmt: skip
-run("eight", s.eight, large, ["relaxed VQ", "responsibilities"], s.ladder_seeds)
+run("three", s.three, large, ["relaxed VQ", "relaxed VQ, small codes", "fixed √d", "scalar", "responsibilities"], s.ladder_seeds)  # fmt: skip
+run("eight", s.eight, large, ["relaxed VQ", "fixed √d", "responsibilities"], s.ladder_seeds)
 
 # %% tags=["hide-input"]
-RELAXED, TUNED, OURS = "relaxed VQ", "relaxed VQ, small codes", "responsibilities"
+RELAXED, TUNED, ROOT, OURS = "relaxed VQ", "relaxed VQ, small codes", "fixed √d", "responsibilities"
 arm_colour = {
     RELAXED: COLOURS["highlight"],
     TUNED: COLOURS["regulariser"],
+    ROOT: COLOURS["theory"],
     OURS: COLOURS["noise"],
 }
 
@@ -281,7 +284,7 @@ def layers_of(group):
 
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(10.2, 4.0), width_ratios=(1, 1.15))
-for arm, marker in ((RELAXED, "s"), (TUNED, "^"), (OURS, "o")):
+for arm, marker in ((RELAXED, "s"), (TUNED, "^"), (ROOT, "D"), (OURS, "o")):
     groups = [g for g in ("one", "three", "eight") if (g, arm, 0) in table]
     x_ = np.arange(3)[[("one", "three", "eight").index(g) for g in groups]]
     left.plot(
@@ -327,14 +330,16 @@ right.set_xticklabels(
     [f"{'relaxed' if arm == RELAXED else 'resp.'}\n{layers_of(g)}" for g, arm in bars], fontsize=9
 )
 gains = [np.mean(values(g, RELAXED)) - np.mean(values(g, OURS)) for g in ("one", "three", "eight")]
-gains_tuned = [np.mean(values(g, TUNED)) - np.mean(values(g, OURS)) for g in ("one", "three")]
+gains_root = [
+    np.mean(values(g, ROOT)) - np.mean(values(g, OURS)) for g in ("one", "three", "eight")
+]
 chapter.show(
     fig,
     "rrvq-hero",
-    alt="Left: bits per dimension against one, three and eight layers, for relaxed VQ, relaxed VQ with small codes and responsibilities, dots for seeds, and a dotted line for "
+    alt="Left: bits per dimension against one, three and eight layers, for relaxed VQ, relaxed VQ with small codes, a variance fixed at root d, and responsibilities, dots for seeds, and a dotted line for "
     "independent pixels. Right: stacked bars of bits per image sent by each layer, relaxed VQ and responsibilities side by side for each depth.",
-    caption=f"Responsibilities against relaxed VQ from equal codes: {gains[0]:+.3f}, {gains[1]:+.3f} and {gains[2]:+.3f} bits/dim gained with one, three and eight layers. Against relaxed VQ with codes of "
-    f"0.3 the scale: {gains_tuned[0]:+.3f} and {gains_tuned[1]:+.3f} with one and three layers.",
+    caption=f"Responsibilities against relaxed VQ from equal codes: {gains[0]:+.3f}, {gains[1]:+.3f} and {gains[2]:+.3f} bits/dim gained with one, three and eight layers. Against a variance "
+    f"fixed at √d, which is relaxed VQ at another temperature: {gains_root[0]:+.4f}, {gains_root[1]:+.4f} and {gains_root[2]:+.4f}.",
 )
 
 # %% [markdown]
@@ -621,14 +626,16 @@ chapter.show(
 # :::{prf:proposition} Gradients
 # :label: rrvq-prop-gradients
 # With $p(h) = \sum_j\pi_jN_j(h)$: $\;\partial_{\mu_k}\log p = r_k\Sigma_k^{-1}(h - \mu_k)$, $\;\partial_{\log\sigma_{ki}^2}\log p = \tfrac12r_k\big((h_i - \mu_{ki})^2/\sigma_{ki}^2 - 1\big)$, and
-# $\nabla_h\log r_k = -\Sigma_k^{-1}(h - \mu_k) + \sum_jr_j\Sigma_j^{-1}(h - \mu_j)$.
+# $\nabla_h\log r_k = -\Sigma_k^{-1}(h - \mu_k) + \sum_jr_j\Sigma_j^{-1}(h - \mu_j)$. The ELBO reads the codebook through $\log r$ only: $\partial_{\mu_j}\log r_k = (\delta_{jk} - r_j)\,\Sigma_j^{-1}(h - \mu_j)$.
 # :::
 #
 # :::{prf:proof}
 # $\partial\log\sum_je^{a_j} = \sum_jr_j\,\partial a_j$. Setting the mean of the first two over data to zero gives EM's M-step.
 # :::
 #
-# Under VQ only the nearest code moves; here each one does, in proportion to its responsibility. Drop $-\tfrac12\log|\Sigma_k|$ and the "$-1$" disappears: every variance is pushed up by every point, for ever.
+# Under VQ only the nearest code moves. Of the mixture likelihood $\log p(h)$ the direction is EM's and code $k$ moves with weight $r_k$; of the ELBO it is a difference of such directions, with weight up to $r_j(1 - r_j)$, and vanishes where $r$ is one-hot.
+# The determinant matters in the same two ways. In $\log p(h)$, without $-\tfrac12\log|\Sigma_k|$, the "$-1$" disappears and every point pushes every variance up. In the ELBO the gradients have both signs even so, and with *learnt weights* the term can be absorbed entirely, $\log\pi_k' = \log\pi_k + \tfrac12\log|\Sigma_k|$:
+# there a forgotten determinant only renames the weights. With fixed weights it is another family of posteriors.
 
 
 # %%
@@ -650,6 +657,11 @@ def gradients(winner=False, determinant_of_twin=False):
     form = -precision * shift + (used[:, None] * precision * shift).sum(0)
     free = (logits if determinant_of_twin else logits + 0.5 * log_variance.sum(-1)).logsumexp(-1)
     pushed = torch.autograd.grad(free, log_variance)[0]
+    without = lambda h_: log_joint(h_, mean, log_variance, log_weight) + 0.5 * log_variance.sum(-1)
+    other = torch.randn(64, 4, generator=stream)
+    kl = categorical_kl(without(other + 0.3).log_softmax(-1), without(other).log_softmax(-1)).mean()
+    mixed = torch.autograd.grad(kl, log_variance)[0] if not winner else pushed
+    renamed = log_joint(other, mean, log_variance, log_weight + 0.5 * log_variance.sum(-1))
     return dict(
         means=float((by_mean - used[:, None] * precision * shift).abs().max()),
         outputs=float((rows - form).abs().max()),
@@ -658,6 +670,10 @@ def gradients(winner=False, determinant_of_twin=False):
         ),
         pushed=float(pushed.min()),
         reached=float((used > 0).double().mean()),
+        mixed=float((mixed > 0).double().mean()),
+        absorbed=float(
+            (renamed.log_softmax(-1) - without(other).log_softmax(-1)).detach().abs().max()
+        ),
     )
 
 
@@ -740,7 +756,7 @@ chapter.show(
     alt="Three panels with five blobs of points on a circle and the paths of eight codes that start in a clump at the upper right: moving averages, relaxed VQ, responsibilities. Fourth panel: blobs found against the starting "
     "variance as a fraction of the critical one, fixed and learnt.",
     caption=f"From a bad start (first of ten seeds; titles give means) responsibilities that start at half the critical variance find {float(by_learnt[0.5][2].mean()):.1f} of five blobs, moving averages {float(by_vq[2].mean()):.1f}; from twice the critical variance "
-    f"only {float(by_learnt[2.0][2].mean()):.1f}, with {float(by_learnt[2.0][1].mean()):.0%} dead: the codes are alive and in one place.",
+    f"only {float(by_learnt[2.0][2].mean()):.1f}, with {float(by_learnt[2.0][1].mean()):.0%} dead: the codes are alive and in one place. At {fractions[0]} of it learnt variances find {float(by_learnt[fractions[0]][2].mean()):.1f}, fixed ones {float(by_fixed[fractions[0]][2].mean()):.1f}; at half of it fixed ones find {float(by_fixed[0.5][2].mean()):.1f}.",
 )
 
 # %% [markdown]
@@ -802,8 +818,8 @@ bregman_twin, _ = pairs(500, 20, constant=16.0, permuted=True)
 chapter.claim("C5a", **bregman, control=bregman_twin)
 
 # %% [markdown]
-# On a trained ladder: the arm with one learnt variance and shared codebooks, every slot of both lower layers, every test image, with the mismatch as it is and shrunk towards nothing. The control is the same ladder trained with a codebook of its own for each prior: its KL
-# does not vanish where the two outputs agree.
+# On a trained ladder: the arm with one learnt variance and shared codebooks, every slot of both lower layers, every test image, with the mismatch as it is and shrunk towards nothing. The control is the same ladder trained with a codebook of its own for each prior, where
+# the bound does not apply.
 
 # %% tags=["hide-input"]
 torch.set_default_dtype(torch.float32)
@@ -815,10 +831,10 @@ CLOSER = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 @torch.no_grad()
 def layer_pairs(group, arm, k):
-    """Bound and KL of every slot of the lower layers, in float64, with the mismatch shrunk by each of `CLOSER`; the KL at none."""
+    """Bound of C5, KL and range bound of every slot of the lower layers, float64, the mismatch shrunk by each of `CLOSER`."""
     net = models[group].member(names_of[group].index((arm, k)))
     features, u = net.features(tested), net.initial(len(tested))
-    rows, matched = [], 0.0
+    rows = []
     for layer, noise in zip(net.layers, uniforms(net.shape, len(tested), "pairs")):
         h_q, h_p = layer.posterior_output(u, features), layer.prior_output(u)
         if h_p is not None:
@@ -829,29 +845,27 @@ def layer_pairs(group, arm, k):
             log_q = log_joint(h_q.double(), *parts[0]).log_softmax(-1)
             for part in CLOSER:
                 near = h_q.double() + part * (h_p - h_q).double()
-                kl = categorical_kl(log_q, log_joint(near, *parts[1]).log_softmax(-1))
+                log_p = log_joint(near, *parts[1]).log_softmax(-1)
                 bound = theory.shared_bound(h_q.double(), near, parts[0][0], parts[0][1][0])
-                rows.append(torch.stack([bound.flatten(), kl.flatten()]))
-            same = log_joint(h_q.double(), *parts[1]).log_softmax(-1)
-            matched = max(matched, float(categorical_kl(log_q, same).max()))
+                each = (bound, categorical_kl(log_q, log_p), theory.range_bound(log_q, log_p))
+                rows.append(torch.stack([one.flatten() for one in each]))
         u = layer.push(u, codebooks.sample(layer.codebook(h_q), noise, 1.0, 1.0))
-    return torch.cat(rows, 1).cpu(), matched
+    return torch.cat(rows, 1).cpu()
 
 
 def trained_pairs(group):
-    parts = [layer_pairs(group, "scalar", k) for k in range(members[group])]
-    found = torch.cat([part for part, _ in parts], 1)
+    found = torch.cat([layer_pairs(group, "scalar", k) for k in range(members[group])], 1)[:2]
     bound, kl = found
     largest = float((kl / bound)[bound > 1e-9].max())
-    return dict(
-        violations=int((kl > bound * (1 + 1e-6) + 1e-12).sum()),
-        matched=max(m for _, m in parts),
-        largest=largest,
-    ), found
+    return dict(violations=int((kl > bound * (1 + 1e-6) + 1e-12).sum()), largest=largest), found
 
 
 on_trained, trained_cloud = trained_pairs("three")
 on_separate, separate_cloud = trained_pairs("separate")
+_, kl_ours, range_ours = torch.cat(
+    [layer_pairs("three", OURS, k) for k in range(s.ladder_seeds)], 1
+)
+on_ours = float((kl_ours / range_ours)[range_ours > 1e-9].max())  # for a bound further down
 
 # %% tags=["nbval-check-output"]
 chapter.claim("C5b", **on_trained, control=on_separate)
@@ -1072,27 +1086,26 @@ vq_uniform, vq_marginal = vq_bits(tested)
 
 # %% tags=["hide-input"]
 lines = [
-    "| layers | arm | bits/dim per seed | rate, bits per image | layers above 0.01 bits per slot | dead codes | failure |",
-    "|---:|:---|:---|---:|---:|---:|:---|",
+    "| layers | arm | bits/dim per seed | rate, bits per image | layers above 0.01 bits per slot | dead codes | seconds of the group | failure |",
+    "|---:|:---|:---|---:|---:|---:|---:|:---|",
 ]
 for group in ("one, small d", "one", "three", "separate", "eight", "deepest"):
     for arm in dict.fromkeys(a for g, a, _ in table if g == group):
         rows = [table[group, arm, k] for k in range(seeds_of(arm, members[group]))]
-        capacity = float(rows[0]["slots"].sum()) * math.log2(s.codes)
+        capacity = (rows[0]["slots"] * math.log2(s.codes)).tolist()
         rate = np.mean([float(r["rates"].sum()) for r in rows])
         active = np.mean([float((r["rates"] / r["slots"] > ACTIVE).sum()) for r in rows])
         unused = np.mean([float(measure.dead_share(r["usage"]).mean()) for r in rows if "usage" in r] or [math.nan])  # fmt: skip
-        fails = [measure.failure(r["bits"], float(r["rates"].sum()), capacity, marginal) for r in rows]  # fmt: skip
+        fails = [measure.failure(r["bits"], r["rates"].tolist(), capacity, marginal) for r in rows]  # fmt: skip
         note = ", ".join(f for f in fails if f) or "–"
         label = {"one, small d": f"{arm}, d = {small}", "separate": f"{arm}, separate codebooks"}.get(group, f"{arm}, d = {large}")  # fmt: skip
         per_seed = ", ".join(f"{row['bits']:.4f}" for row in rows)
-        lines.append(f"| {layers_of(group)} | {label} | {per_seed} | {rate:.1f} | {active:.1f} | {unused:.0%} | {note} |")  # fmt: skip
+        lines.append(f"| {layers_of(group)} | {label} | {per_seed} | {rate:.1f} | {active:.1f} | {unused:.0%} | {histories[group].seconds:.0f} | {note} |")  # fmt: skip
 both = ", ".join(f"{a:.4f} ({b:.4f})" for a, b in zip(vq_uniform, vq_marginal))
 vq_rate = sum(shape.slots) * math.log2(s.codes)
-lines.append(
-    f"| 1 | VQ-VAE, uniform prior (with code frequencies) | {both} | {vq_rate:.1f} | | | |"
-)
-lines.append(f"| | independent pixels | {marginal:.4f} | 0 | | | |")
+vq_note = f"with code frequencies {sum(b >= marginal for b in vq_marginal)} of {len(vq_marginal)} no better than independent pixels"
+lines.append(f"| 1 | VQ-VAE, uniform prior (with code frequencies) | {both} | {vq_rate:.1f} | | | | {vq_note} |")  # fmt: skip
+lines.append(f"| | independent pixels | {marginal:.4f} | 0 | | | | |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -1101,30 +1114,25 @@ display(Markdown("\n".join(lines)))
 # The paper's headline. First at equal initial codes, then against relaxed VQ with a tuned temperature: codes that start at 0.3 of unit scale, or a variance fixed at $\sqrt d$, which by {prf:ref}`rrvq-prop-scale` is relaxed VQ with outputs and codes divided by $\sqrt{2\sqrt d}$.
 
 # %% tags=["nbval-check-output"]
-rotated = lambda numbers: [*numbers[1:], numbers[0]]
 groups = {"8": "one, small d", "64": "one", "deep": "three"}
+against = {f"relaxed_{key}": values(g, RELAXED) for key, g in groups.items()}
+ours = {f"rrvq_{key}": values(g, OURS) for key, g in groups.items()}
+FROM_HALF = "responsibilities from ½"
 chapter.claim(
-    "C8a",
-    **{f"relaxed_{key}": values(g, RELAXED) for key, g in groups.items()},
-    **{f"rrvq_{key}": values(g, OURS) for key, g in groups.items()},
-    control={f"relaxed_{key}": values(g, RELAXED) for key, g in groups.items()}
-    | {f"rrvq_{key}": rotated(values(g, RELAXED)) for key, g in groups.items()},
+    "C8a", **against, **ours, control=against | ours | {"rrvq_64": values("one", FROM_HALF)}
 )
 
 # %% tags=["nbval-check-output"]
 tuned = {
-    "tuned_64": values("one", TUNED),
-    "soft_64": values("one", "fixed √d"),
-    "tuned_deep": values("three", TUNED),
+    f"tuned_{key}": np.minimum(values(g, TUNED), values(g, ROOT))
+    for key, g in (("64", "one"), ("deep", "three"))
+} | {"tuned_eight": values("eight", ROOT)}
+ours = {
+    "rrvq_64": values("one", OURS),
+    "rrvq_deep": values("three", OURS),
+    "rrvq_eight": values("eight", OURS),
 }
-chapter.claim(
-    "C8c",
-    **tuned,
-    rrvq_64=values("one", OURS),
-    rrvq_deep=values("three", OURS),
-    control=tuned
-    | {"rrvq_64": rotated(values("one", TUNED)), "rrvq_deep": rotated(values("three", TUNED))},
-)
+chapter.claim("C8c", **tuned, **ours, control=tuned | ours | {"rrvq_64": values("one", FROM_HALF)})
 
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(10.4, 3.5), sharey=True)
@@ -1142,7 +1150,7 @@ for axis, group in zip(axes, ("one", "three", "eight")):
         axis.fill_between(history.steps, curve.amin(1), curve.amax(1), color=colour, alpha=0.2)
         for place in columns:
             row = table[group, arm, names_of[group][place][1]]
-            if measure.failure(row["bits"], float(row["rates"].sum()), math.inf, marginal):
+            if not row["bits"] < marginal:
                 axis.plot(
                     history.steps[-1],
                     objective[-1, place],
@@ -1160,7 +1168,7 @@ for axis, group in zip(axes, ("one", "three", "eight")):
     )
 axes[0].set_ylabel("relaxed objective at β = 1, bits/dim")
 axes[0].legend(fontsize=8)
-failed_runs = [(g, a, k) for (g, a, k), r in table.items() if g in ("one", "three", "eight") and measure.failure(r["bits"], float(r["rates"].sum()), math.inf, marginal)]  # fmt: skip
+failed_runs = [(g, a, k) for (g, a, k), r in table.items() if g in ("one", "three", "eight") and not r["bits"] < marginal]  # fmt: skip
 chapter.show(
     fig,
     "rrvq-training",
@@ -1172,10 +1180,10 @@ chapter.show(
 # ### Stability
 #
 # A run has *failed* if it is not finite or if its bits/dim are no better than coding pixels independently: *collapsed* when it sends next to nothing, *saturated* when it sends everything in vain. Runs are judged whatever happened to them; a member that diverges is taken out of its ensemble, counted, and the others are trained
-# again without it. The map uses the embedded digits at every profile, one layer, three arms.
+# again without it. The map uses the embedded digits at every profile, one layer, four arms.
 
 # %% tags=["hide-input"]
-map_arms = [RELAXED, TUNED, OURS]
+map_arms = [RELAXED, ROOT, FROM_HALF, OURS]
 map_digits = digits_test[:150]
 map_marginal = marginal_bits(digits, map_digits, 17)
 map_layers = ((4, 1),)
@@ -1192,21 +1200,18 @@ for row, lr in enumerate(s.map_lrs):
         for (arm, k), (bit, rate) in every.items():
             stability[arm][row, column, k] = bit
             outcome[arm].append(
-                measure.failure(bit, rate, sum(at.slots) * math.log(16), map_marginal)
+                measure.failure(bit, [rate], [sum(at.slots) * math.log(16)], map_marginal)
             )
 failed = {arm: np.mean([bool(one) for one in rows]) for arm, rows in outcome.items()}
 
 # %% tags=["nbval-check-output"]
-survivors = {
-    arm: np.mean([bool(one) for one in rows if not one] or [False]) for arm, rows in outcome.items()
-}
 chapter.claim(
-    "C8b", failed_relaxed=failed[RELAXED], failed=failed[OURS], runs=len(outcome[OURS]),
-    control=dict(failed_relaxed=survivors[RELAXED], failed=survivors[OURS]),
+    "C8b", failed_relaxed=failed[RELAXED], failed_root=failed[ROOT], failed=failed[OURS], runs=len(outcome[OURS]),
+    control=dict(failed_relaxed=failed[RELAXED], failed_root=failed[ROOT], failed=failed[FROM_HALF]),
 )  # fmt: skip
 
 # %% tags=["hide-input"]
-fig, axes = plt.subplots(1, 3, figsize=(10.4, 3.3), sharey=True)
+fig, axes = plt.subplots(1, 4, figsize=(10.8, 3.3), sharey=True)
 low = min(np.nanmin(one) for one in stability.values())
 for axis, arm in zip(axes, map_arms):
     mean = np.nanmean(np.where(np.isfinite(stability[arm]), stability[arm], map_marginal), -1)
@@ -1243,8 +1248,8 @@ fig.colorbar(drawn, ax=axes.tolist(), label="bits/dim (worst: independent pixels
 chapter.show(
     fig,
     "rrvq-stability",
-    alt="Three heat maps of bits per dimension over learning rate and code dimension for relaxed VQ, relaxed VQ with small codes, and responsibilities; each cell has its value and the kind of failure, if any.",
-    caption=f"Of {len(outcome[OURS])} runs each on digits {failed[RELAXED]:.0%} of relaxed VQ, {failed[TUNED]:.0%} of relaxed VQ with small codes and {failed[OURS]:.0%} of responsibilities failed.",
+    alt="Four heat maps of bits per dimension over learning rate and code dimension for relaxed VQ, a variance fixed at root d, responsibilities started at one half, and responsibilities; each cell has its value and the kind of failure, if any.",
+    caption=f"Of {len(outcome[OURS])} runs each on digits {failed[RELAXED]:.0%} of relaxed VQ, {failed[ROOT]:.0%} with a variance fixed at √d, {failed[FROM_HALF]:.0%} of responsibilities started at ½ and {failed[OURS]:.0%} of responsibilities failed.",
 )
 
 # %% [markdown]
@@ -1264,6 +1269,11 @@ def excess(group, arm, base):
     return [a - b for a, b in zip(values(group, arm, n), values(base, OURS, n))]
 
 
+def part(numbers):
+    """Differences in bits/dim as a share of what one layer gains on independent pixels."""
+    return [number / (marginal - np.mean(values("one", OURS))) for number in numbers]
+
+
 with torch.no_grad():
     fresh = [Ladder(shapes["deepest"], likelihood, levels=levels, marginal=world[3], generator=generator(seed, "fresh", k), **arms(large)[OURS]).to(device) for k in range(s.ladder_seeds)]  # fmt: skip
     fresh_scores = judged(Ensemble(fresh), shapes["deepest"], tested, "fresh", draws=1)
@@ -1271,8 +1281,8 @@ fresh_bits = measure.bits_per_dim(fresh_scores["fit"], fresh_scores["rates"], pi
 
 # %% tags=["nbval-check-output"]
 chapter.claim(
-    "C9a", active=active_share("eight", OURS), excess=excess("eight", OURS, "one"),
-    control=dict(active=active_share("eight", RELAXED), excess=excess("eight", RELAXED, "one")),
+    "C9a", active=active_share("eight", OURS), excess=excess("eight", OURS, "one"), part=part(excess("eight", OURS, "one")),
+    control=dict(active=active_share("eight", RELAXED), excess=excess("eight", RELAXED, "one"), part=part(excess("eight", RELAXED, "one"))),
 )  # fmt: skip
 
 # %% tags=["nbval-check-output"]
@@ -1299,7 +1309,7 @@ def uniform_bits(group, arm, k):
     )
 
 
-others = dict(vq=vq_uniform[:n], relaxed=values("one", RELAXED, n), relaxed_deep=values("three", RELAXED), flat=values("one", OURS, n))  # fmt: skip
+others = dict(vq=vq_marginal[:n], relaxed=values("one", RELAXED, n), relaxed_deep=values("three", RELAXED), root_deep=values("three", ROOT), flat=values("one", OURS, n))  # fmt: skip
 chapter.claim(
     "C10", **others, deep=values("three", OURS), control=others | {"deep": [uniform_bits("three", OURS, k) for k in range(n)]}
 )  # fmt: skip
@@ -1371,14 +1381,33 @@ def distance(group, k, uniform=False):
     )
 
 
-# %% tags=["nbval-check-output"]
+# %%
+@torch.no_grad()
+def fitted_distance(k, group="one"):
+    """One layer whose codes are drawn, slot by slot, with their frequencies on training images: a trivial second stage."""
+    net = models[group].member(names_of[group].index((OURS, k)))
+    learn = train[:1000]
+    (z,) = net(learn, uniforms(net.shape, len(learn), "frequencies", k)).z
+    (noise,) = uniforms(net.shape, s.samples, "fitted", k)
+    codes = one_hot(((z.sum(0) + 1) / (len(learn) + z.shape[-1])).log() + gumbel(noise))
+    out, _ = net.generate([noise], [codes])
+    return float(
+        sample_quality.mmd(drawn_images(out, "fitted", k), test[: 2 * s.samples], bandwidth)
+    )
+
+
+rate_of_levels = torch.stack([(train == level).float().mean(0) for level in range(levels)], -1)
+independent = torch.multinomial(rate_of_levels, s.samples, replacement=True, generator=generator(seed, "independent", device=device)).T.float()  # fmt: skip
+floor_mmd = float(sample_quality.mmd(test[-s.samples :], test[: 2 * s.samples], bandwidth))
+independent_mmd = float(sample_quality.mmd(independent, test[: 2 * s.samples], bandwidth))
 flat_mmd, deep_mmd = ([distance(g, k) for k in range(n)] for g in ("one", "three"))
+fitted_mmd = [fitted_distance(k) for k in range(n)]
+
+# %% tags=["nbval-check-output"]
 chapter.claim(
-    "C11",
-    flat=flat_mmd,
-    deep=deep_mmd,
-    control=dict(flat=flat_mmd, deep=[distance("three", k, uniform=True) for k in range(n)]),
-)
+    "C11", flat=flat_mmd, fitted=fitted_mmd, deep=deep_mmd, independent=independent_mmd, floor=floor_mmd,
+    control=dict(fitted=fitted_mmd, deep=[distance("three", k, uniform=True) for k in range(n)]),
+)  # fmt: skip
 
 
 # %% tags=["hide-input"]
@@ -1409,7 +1438,7 @@ chapter.show(
     fig,
     "rrvq-samples",
     alt="Four grids of 25 images: test images, and ancestral samples (mean images) of ladders of responsibilities with one, three and eight layers.",
-    caption=f"Ancestral samples, no second stage; squared MMD to test images {np.mean(flat_mmd):.4f} with one layer and {np.mean(deep_mmd):.4f} with three (means over {n} seeds).",
+    caption=f"Ancestral samples, no second stage; squared MMD to test images {np.mean(flat_mmd):.4f} with one layer, {np.mean(fitted_mmd):.4f} with one layer and fitted code frequencies, {np.mean(deep_mmd):.4f} with three layers (means over {n} seeds); independent pixels {independent_mmd:.4f}, other test images {floor_mmd:.4f}.",
 )
 
 # %% [markdown]
@@ -1417,22 +1446,34 @@ chapter.show(
 #
 # ### What each layer does
 #
-# Keep the codes of an image and resample one layer from its prior, or keep only the layers above some level. The power spectrum of the change says at which scale a layer works; linear probes say what its codes know about the class.
+# Keep the codes of an image down to layer $l$, draw layer $l$ anew from its prior, and average over the layers below. The power spectrum of the change says at which scale a layer works, and its power whether it does anything; linear probes say what its codes know about the class. The control is the same networks without training.
 
 
 # %%
+REDRAWS = 8
+
+
 @torch.no_grad()
-def changes(k):
-    """Change of the mean image `[layers, n, side, side]` when one layer alone is resampled, from the top down."""
-    net = models["three"].member(names_of["three"].index((OURS, k)))
+def changes(net, k):
+    """Change of E[image | z_≥l] `[layers, n, side, side]` when layer l is drawn anew, from the top down.
+
+    The layers below are averaged over draws: with their codes kept they would hide what a layer does by choosing them.
+    """
     codes = net(tested, uniforms(net.shape, len(tested), "codes", k)).z
     again = uniforms(net.shape, len(tested), "again", k)
-    base = likelihood.mean(net.generate(again, codes)[0])
-    moved_ = []
+    found = []
     for layer in range(len(codes)):
-        given = [None if place == layer else z for place, z in enumerate(codes)]
-        moved_.append(likelihood.mean(net.generate(again, given)[0]) - base)
-    return torch.stack(moved_).unflatten(-1, image).mean(2)  # grey change
+        above, change = list(codes[:layer]), 0.0
+        redraws = REDRAWS if layer + 1 < len(codes) else 1
+        for draw in range(redraws):
+            noise = uniforms(net.shape, len(tested), "below", k, draw)
+            noise[layer] = again[layer]
+            below = [None] * (len(codes) - layer - 1)
+            kept_ = net.generate(noise, [*above, codes[layer], *below])[0]
+            anew = net.generate(noise, [*above, None, *below])[0]
+            change = change + (net.likelihood.mean(anew) - net.likelihood.mean(kept_)) / redraws
+        found.append(change)
+    return torch.stack(found).unflatten(-1, image).mean(2)  # grey change
 
 
 @torch.no_grad()
@@ -1454,17 +1495,19 @@ def probe(k, penalty=3.0):
     return scores_
 
 
-spectra = [sample_quality.radial_power(changes(k)).mean(1) for k in range(n)]
-centroids = torch.stack(
-    [sample_quality.centroid(one) for one in spectra]
-)  # [seeds, layers], from the top down
+three = [models["three"].member(names_of["three"].index((OURS, k))) for k in range(n)]
+raw = [Ladder(shapes["three"], likelihood, levels=levels, marginal=world[3], generator=generator(seed, "raw", k), **arms(large)[OURS]).to(device) for k in range(n)]  # fmt: skip
+spectra, raw_spectra = ([sample_quality.radial_power(changes(net, k)).mean(1) for k, net in enumerate(nets)] for nets in (three, raw))  # fmt: skip
+weakest = [float(one.sum(-1).min() / one.sum(-1).max()) for one in spectra]
+# [seeds, layers], from the top down
+centroids, raw_centroids = (torch.stack([sample_quality.centroid(one) for one in rows]) for rows in (spectra, raw_spectra))  # fmt: skip
 probes = np.array([probe(k) for k in range(n)])
 
 # %% tags=["nbval-check-output"]
 top, middle, bottom = centroids.T.tolist()
 chapter.claim(
-    "C12", top=top, middle=middle, bottom=bottom, probe_top=probes[:, 0], probe_bottom=probes[:, -1],
-    control=dict(top=bottom, middle=top, bottom=middle),
+    "C12", top=top, middle=middle, bottom=bottom, weakest=weakest, probe_top=probes[:, 0], probe_bottom=probes[:, -1],
+    control=dict(zip(("top", "middle", "bottom"), raw_centroids.T.tolist())) | {"weakest": weakest},
 )  # fmt: skip
 
 # %% tags=["hide-input"]
@@ -1486,8 +1529,9 @@ for layer, (name, colour) in enumerate(zip(names3, ("baseline", "regulariser", "
     left.fill_between(
         range(power.shape[1]), power.amin(0), power.amax(0), color=COLOURS[colour], alpha=0.2
     )
+left.axvline(image[1] / s.patch, color=COLOURS["light"], ls=":")  # the grid of patches
 left.set(yscale="log", xlabel="spatial frequency, cycles per image", ylabel="power of the change")
-left.legend(title="layer resampled alone", fontsize=8, title_fontsize=9, loc="lower left")
+left.legend(title="layer drawn anew", fontsize=8, title_fontsize=9, loc="lower left")
 right.bar(
     range(3), probes.mean(0), color=[COLOURS[c] for c in ("baseline", "regulariser", "noise")]
 )
@@ -1507,9 +1551,9 @@ ordered = bool(
 chapter.show(
     fig,
     "rrvq-layers",
-    alt="Left: power of the image change against spatial frequency on a log axis when the top, middle or bottom layer alone is resampled. Right: bars of the accuracy of a linear class probe on the codes of each layer, dots for seeds, dotted line at the "
+    alt="Left: power of the image change against spatial frequency on a log axis when the top, middle or bottom layer is drawn anew. Right: bars of the accuracy of a linear class probe on the codes of each layer, dots for seeds, dotted line at the "
     "most frequent class.",
-    caption=f"Mean frequency of the change from top to bottom: {', '.join(f'{c:.2f}' for c in centroids.mean(0))} cycles per image, {'rising towards the image in every seed' if ordered else 'not monotone in every seed'}; class probes read {', '.join(f'{p:.0%}' for p in probes.mean(0))}.",
+    caption=f"Mean frequency of the change from top to bottom: {', '.join(f'{c:.2f}' for c in centroids.mean(0))} cycles per image, {'rising towards the image in every seed' if ordered else 'not monotone in every seed'}; weakest layer {np.mean(weakest):.2%} of the power of the strongest; class probes read {', '.join(f'{p:.0%}' for p in probes.mean(0))}. Dotted: the grid of patches.",
 )
 
 # %% tags=["hide-input"]
@@ -1580,7 +1624,7 @@ def gradient_noise(arm):
             )
             found.append(torch.autograd.grad(losses.sum(), head)[0].flatten(1))
         each = torch.stack(found)
-        rows.append(each.var(0).sum(-1) ** 0.5 / each.mean(0).norm(dim=-1))
+        rows.append(measure.relative_noise(each))
     return torch.stack(rows).cpu()
 
 
@@ -1606,7 +1650,7 @@ for rows, axis in (((gap, gap_hard), left), ((noise_soft, noise_hard), right)):
     axis.set_xlabel("temperature τ")
 left.axhline(0, color=COLOURS["light"], lw=1)
 left.set_ylabel("objective − hard ELBO, bits/dim")
-right.set(ylabel="gradient: sd / norm of the mean", yscale="log")
+right.set(ylabel="gradient: sd / norm of the mean (bias removed)", yscale="log")
 left.legend()
 chapter.show(
     fig,
@@ -1622,19 +1666,23 @@ chapter.show(
 #
 # From relaxed VQ to responsibilities in single steps: start the fixed variance at $\sqrt d$ instead of ½; learn one number; one per code; one per code and dimension, and weights. And the other way round: learn everything, but start at ½.
 
+
 # %%
-mean_bits = {arm: np.mean(values("one", arm)) for arm in arms(large)}
-
-
 def share(arm, base=RELAXED):
-    return float((mean_bits[base] - mean_bits[arm]) / (mean_bits[base] - mean_bits[OURS]))
+    """(base − arm) / (base − responsibilities) for every seed that both arms have."""
+    columns = [values("one", name) for name in (base, arm, OURS)]
+    return [(a - b) / (a - c) for a, b, c in zip(*columns)]
 
 
 # %% tags=["nbval-check-output"]
-chapter.claim("B1", share=share("scalar"), control=dict(share=share("weights only")))
 chapter.claim(
-    "B2", start=share("fixed √d"), learning=share("responsibilities from ½"),
-    control=dict(start=share("responsibilities from ½"), learning=share("fixed √d")),
+    "B1",
+    from_root=share("scalar"),
+    from_half=share("scalar from ½"),
+    control=dict(from_root=share("weights only")),
+)
+chapter.claim(
+    "B2", start=share(ROOT), learning=share(FROM_HALF), control=dict(start=share("weights only"), learning=share("scalar"))
 )  # fmt: skip
 
 # %% tags=["hide-input"]
@@ -1657,9 +1705,9 @@ for axis, group, order in ((left, "one", list(arms(large))), (right, "one, small
 chapter.show(
     fig,
     "rrvq-anatomy",
-    alt="Test bits per dimension of every arm, one dot per seed and a bar at the mean: ten arms from relaxed VQ to full responsibilities and wrong twins at the large code dimension, three arms at the small one.",
-    caption=f"Of the gain at d = {large}, {share('fixed √d'):.0%} comes with a fixed variance of √d, {share('scalar'):.0%} with one learnt scalar, {share('responsibilities from ½'):.0%} from learning everything but starting at ½, {share(TUNED):.0%} from smaller first codes in relaxed VQ. "
-    f"Dropping the determinant gives {share('no determinant'):.0%} at these step counts.",
+    alt="Test bits per dimension of every arm, one dot per seed and a bar at the mean: eleven arms from relaxed VQ to full responsibilities and wrong twins at the large code dimension, three arms at the small one.",
+    caption=f"Of the gain at d = {large}, {np.mean(share('fixed √d')):.0%} comes with a fixed variance of √d, {np.mean(share('scalar')):.0%} with one learnt scalar, {np.mean(share('responsibilities from ½')):.0%} from learning everything but starting at ½, {np.mean(share(TUNED)):.0%} from smaller first codes in relaxed VQ. "
+    f"Dropping the determinant gives {np.mean(share('no determinant')):.0%} at these step counts.",
 )
 
 # %% [markdown]
@@ -1719,7 +1767,7 @@ chapter.show(
 # $\mathrm{KL} = \log\mathbb{E}_re^{\Delta} - \mathbb{E}_r\Delta$ with $r = r(h^q)$, and Hoeffding's lemma bounds the right side by an eighth of the squared range. The logits are quadratic in $h$, so $\Delta_k = -\Sigma_k^{-1}(m - \mu_k)\cdot(h^p - h^q)$ exactly; Cauchy–Schwarz.
 # :::
 #
-# For equal covariances $m$ drops out and $G$ is the largest $\|\Sigma^{-1}(\mu_j - \mu_k)\|$: {prf:ref}`rrvq-thm-bregman`, slightly sharper. With unequal ones the bound grows with the distance of $m$ from the codes, as it must: far out the code of largest variance owns everything.
+# For one shared $\Sigma$ the midpoint drops out, $\Delta_j - \Delta_k = (\mu_j - \mu_k)\cdot\Sigma^{-1}(h^p - h^q)$, and the first bound is at most that of {prf:ref}`rrvq-thm-bregman`; the second equals it for isotropic $\Sigma$, and for anisotropic ones neither dominates. With unequal covariances the bound grows with the distance of $m$ from the codes, as it must: far out the code of largest variance owns everything.
 
 # %%
 torch.set_default_dtype(torch.float64)
@@ -1727,7 +1775,7 @@ torch.set_default_dtype(torch.float64)
 
 def unequal_pairs(instances=300, per=30):
     """Largest ratios of KL, range bound, slope bound and the mistaken bound, over random codebooks and pairs."""
-    by_range, by_slope, mistaken, reduces = 0.0, 0.0, 0.0, 0.0
+    by_range, by_slope, mistaken, reduces, shared = 0.0, 0.0, 0.0, 0.0, 0.0
     for _ in range(instances):
         codes, dim = (
             int(torch.randint(2, 10, (), generator=stream)),
@@ -1757,19 +1805,18 @@ def unequal_pairs(instances=300, per=30):
             h_q, h_p, mean, equal[0]
         )
         reduces = max(reduces, float((ratio - 1).abs().max()))
-    return by_range, by_slope, reduces, mistaken
+        same = log_variance[:1].expand(codes, dim)
+        ends_ = (log_joint(h, mean, same, log_weight).log_softmax(-1) for h in (h_q, h_p))
+        below = theory.range_bound(*ends_) / theory.shared_bound(h_q, h_p, mean, same[0])
+        shared = max(shared, float(below[keep].max()))
+    return by_range, by_slope, reduces, shared, mistaken
 
 
-by_range, by_slope, reduces, mistaken = unequal_pairs()
+by_range, by_slope, reduces, shared_ratio, mistaken = unequal_pairs()
 
 # %% tags=["nbval-check-output"]
-chapter.claim(
-    "B3",
-    range=by_range,
-    slope=by_slope,
-    reduces=reduces,
-    control=dict(range=mistaken, slope=by_slope, reduces=reduces),
-)
+exact = dict(slope=by_slope, reduces=reduces, shared=shared_ratio, trained=on_ours)
+chapter.claim("B3", range=by_range, **exact, control=dict(range=mistaken) | exact)
 torch.set_default_dtype(torch.float32)
 
 # %% [markdown]
@@ -1790,7 +1837,10 @@ chapter.claim(
     "B4",
     flat=best_flat,
     deep=best_deep,
-    control=dict(flat=best_flat, deep=rotated(best_flat.tolist())),
+    control=dict(
+        flat=best_flat,
+        deep=[min(uniform_bits(g, OURS, k) for g in ("three", "eight")) for k in range(n)],
+    ),
 )
 
 # %% tags=["hide-input"]
@@ -1916,15 +1966,16 @@ else:
 #
 # - **Source.** Title, authors, two versions of the abstract and one schematic figure were available, nothing else. Datasets, architecture, temperature schedule, and which of means, variances and weights are learnt are reconstructions. No bits/dim of the paper were seen, and "state of the art" in its abstract is
 #   restricted to hierarchical, discrete models trained end to end: C10 ranks our own models only.
-# - **Scale.** A few hundred steps with small batches on binarised MNIST are far from convergence (a good VAE needs well under 100 nats, 0.18 bits/dim). What is compared is how fast and how safely the arms get going, which is where relaxed VQ fails; nothing here says what the best of them would reach. The stability map's
-#   lowest learning rate leaves nearly everything at the level of independent pixels, because its runs are short.
-# - **Where the gain comes from** (B1, B2). A variance of $\sqrt d$ that is never learnt gives nearly all of it, and everything learnt but started at ½ nearly none. Smaller first codes help relaxed VQ almost as much with one layer; with three layers the gap is wider, with few seeds. What is left against a fixed $\sqrt d$ (C8c) is small next to the differences between seeds of relaxed VQ. Three times the steps do not close the gap of the arms that start at ½ ({numref}`rrvq-longer`). Per-code variances and weights are
-#   not what these runs reward. So "a new parameterisation" is, at this scale, mostly *a parameterisation whose temperature one has to choose*, and the natural choice is soft.
+# - **Scale.** A few hundred steps with small batches on binarised MNIST are far from convergence (a good VAE needs well under 100 nats, 0.18 bits/dim). What is compared is how fast and how safely the arms get going, which is where relaxed VQ fails; nothing here says what the best of them would reach.
+# - **Where the gain comes from** (B1, B2, C8c). A variance of $\sqrt d$ that is never learnt *is* relaxed VQ at another temperature ({prf:ref}`rrvq-prop-special`), and it gives nearly all of the gain; everything learnt but started at ½ gives little of it, and three times the steps do not close that gap ({numref}`rrvq-longer`).
+#   What is left against the better-tuned relaxed VQ, in one layer and in the ladders, is in C8c and the caption of {numref}`rrvq-hero`. So "a new parameterisation" is, at this scale, mostly *a parameterisation whose temperature one has to choose*, and the natural choice is soft. For stability C8b and its map ({numref}`rrvq-stability`) have the same arms.
 # - **At the small code dimension** relaxed VQ is not worse in every seed (C8a): its logits differ by less there, as {prf:ref}`rrvq-prop-scale` says.
-# - **Upper layers fall silent.** Ladders of responsibilities train with three, eight and twelve layers, but in the deepest the layers that send more than 0.01 bits per slot are mostly the lowest; relaxed VQ saturates its top layer at $M_L\log K$ ({numref}`rrvq-hero`, {numref}`rrvq-rates`) and ends no better than independent pixels. Hence depth did not reliably beat one layer here (C10, B4),
-#   and the frequency response of the top layer (C12) is that of a layer that does next to nothing ({numref}`rrvq-layers`). Whether longer warm-up, free bits or images with more structure wake it up is for the `gpu` profile.
-# - **The dropped determinant** does not hurt the ELBO within these steps, although its gradient pushes every variance up ({prf:ref}`rrvq-prop-gradients`): the clamp and a few hundred steps hide it. It shows at once in the geometry (C2).
-# - **VQ-VAE** pays $M\log K$ for codes of which its prior knows nothing; with the frequencies of its codes it pays less, and with a second-stage prior it would pay less still. Its row is a reference point, not a competitor.
+# - **Upper layers fall silent.** Ladders of responsibilities train with three, eight and twelve layers, but in the deepest the layers that send more than 0.01 bits per slot are mostly the lowest, while relaxed VQ saturates its top layer at $M_L\log K$ ({numref}`rrvq-hero`, {numref}`rrvq-rates`) and ends no better than independent pixels.
+#   Hence depth does not reliably beat one layer at equal slots here (C9a, C10, B4), and the frequency response of upper layers (C12) is that of layers that do next to nothing; patches of 7 × 7 pixels moreover put a scale of four cycles per image into every layer ({numref}`rrvq-layers`). Whether longer warm-up, free bits or images with more structure
+#   wake them up is for the `gpu` profile. The tolerance of 0.02 bits/dim is the brief's; on binarised MNIST it is a large part of all that can be gained, so C9a also asks for five per cent of that.
+# - **The dropped determinant** does no visible harm to the ELBO in these steps even with fixed weights (the arm "no determinant"): gradients of the normalised responsibilities do not push variances one way, as those of a mixture likelihood would. It shows at once in the geometry (C2).
+# - **VQ-VAE** pays $M\log K$ for codes of which its prior knows nothing; C10 charges it the frequencies of its codes instead. A second-stage prior would pay less still. At these steps its row is a reference point, not a competitor.
+# - **Not tried**: value tables, free bits, gradient norms and the learnt variances as an annealing schedule. The model has the first; no run here uses it.
 # - **The quadratic bound** (C5) is never crossed and mostly loose: $D$ is a worst case over pairs of codes. It says that KL cannot jump, not how large it is. And it is not what made these ladders train: with separate codebooks, where it does not hold, three layers reached bits/dim as low (one seed, table above).
 # - **Networks.** Tokens mixed by matrices on a grid of at most 4 × 4 places leave visible patch borders in samples; convolutions would not.
 #

@@ -82,25 +82,28 @@ def importance_bits(weights: Tensor, pixels: int) -> Tensor:
     return -bound.mean(-1) / (pixels * BIT)
 
 
-def failure(bits: float, rate: float, capacity: float, marginal: float) -> str:
+def failure(bits: float, rates: Sequence[float], capacities: Sequence[float], marginal: float) -> str:
     """Name the failure of a run, or "" for none.
 
     A run has failed where its `bits` per dimension are not below `marginal`, the code of independent pixels, or not
-    finite. Its `rate` against the `capacity` M log K (same units) says how: nothing is sent, or all of it and in vain.
+    finite. The `rates` of its layers against their `capacities` M log K (same units) say how: one layer sends all it
+    can, in vain, or every layer sends nothing.
     """
     if not math.isfinite(bits):
         return "diverged"
     if bits < marginal:
         return ""
-    return "collapsed" if rate < 0.02 * capacity else "saturated" if rate > 0.98 * capacity else "stuck"
+    shares = [rate / capacity for rate, capacity in zip(rates, capacities, strict=True)]
+    return "saturated" if max(shares) > 0.98 else "collapsed" if max(shares) < 0.02 else "stuck"
 
 
 def charged(bits: Sequence[float], marginal: float) -> list[float]:
-    """Return `bits` with those that are not finite charged the `marginal` code's; no run is dropped.
+    """Return `bits` with those that are not finite charged the worst finite run, `marginal` at least; none is dropped.
 
     Leaving out failed seeds turns a method that fails into one that wins.
     """
-    return [one if math.isfinite(one) else marginal for one in bits]
+    worst = max([marginal, *filter(math.isfinite, bits)])
+    return [one if math.isfinite(one) else worst for one in bits]
 
 
 def dead_share(usage: Tensor) -> Tensor:
@@ -111,3 +114,15 @@ def dead_share(usage: Tensor) -> Tensor:
 def perplexity(usage: Tensor) -> Tensor:
     """Return exp H of `usage` `[..., K]`."""
     return torch.special.entr(usage).sum(-1).exp()
+
+
+def relative_noise(draws: Tensor) -> Tensor:
+    """Return sd / norm of the mean, `[...]`, of gradient `draws` `[n, ..., parameters]`.
+
+    The squared norm of an average of n draws is too large by variance / n, which is taken off: without that the ratio
+    could not exceed √n. Where nothing is left the ratio is cut at √(10 n).
+    """
+    n = len(draws)
+    noise = draws.var(0).sum(-1)
+    signal = draws.mean(0).square().sum(-1) - noise / n
+    return (noise / signal.clamp_min(noise / (10 * n))).sqrt()

@@ -28,10 +28,10 @@ class QuantisedVAE(Ladder):
 
 
 def vq_loss(model: Any, batch: tuple[Tensor, ...], _noise: Any, _hyper: Mapping[str, Tensor]) -> Any:
-    """−log p(x|e) + ¼‖h − sg(e)‖² per image, nats; the codes move by `MovingAverageCodes`, not by this loss."""
+    """−log p(x|e) + ¼ mean_d (h − sg(e))², summed over slots, per image; codes move by `MovingAverageCodes` alone."""
     x = batch[0]
     out, h, z = model.quantise(x)
-    commitment = (h - (z @ model.layers[0].codebook.mean).detach()).square().sum((-1, -2)).mean()
+    commitment = (h - (z @ model.layers[0].codebook.mean).detach()).square().mean(-1).sum(-1).mean()
     fit = model.likelihood.log_pixels(out, x).sum(-1).mean()
     return 0.25 * commitment - fit, {"fit": fit}
 
@@ -39,14 +39,15 @@ def vq_loss(model: Any, batch: tuple[Tensor, ...], _noise: Any, _hyper: Mapping[
 class MovingAverageCodes:
     """Batches of a source; each one first moves the codes of an Ensemble of `QuantisedVAE` towards what they win.
 
-    Codes are ratios of moving averages of sums and counts with the given `decay`.
+    Codes are ratios of moving averages of sums and counts with the given `decay`. They start at outputs of the first
+    batch, and a code that wins less than a hundredth of its share is put on an output again.
     """
 
     def __init__(self, source: Any, ensemble: Any, decay: float = 0.98) -> None:
         self.source, self.ensemble, self.decay = source, ensemble, decay
         (self.codes,) = (p for name, p in ensemble.named_parameters() if name.endswith("codebook.mean"))
-        self.counts = torch.ones_like(self.codes[..., 0])
-        self.sums = self.codes.detach().clone()
+        self.counts = torch.zeros_like(self.codes[..., 0])
+        self.sums = torch.zeros_like(self.codes)
 
     @torch.no_grad()
     def batch(self, step: int) -> tuple[Tensor, ...]:
@@ -55,5 +56,12 @@ class MovingAverageCodes:
         h, z = self.ensemble.call(lambda model: tuple(part.flatten(0, 1) for part in model.quantise(x)[1:]))
         self.counts.lerp_(z.sum(1), 1 - self.decay)
         self.sums.lerp_(z.mT @ h, 1 - self.decay)
-        self.codes.copy_(self.sums / self.counts.clamp_min(1e-5)[..., None])
+        codes = self.counts.shape[-1]
+        idle = self.counts < 0.01 * self.counts.mean(-1, keepdim=True)
+        idle |= torch.tensor(step == 0, device=x.device)
+        fresh = h[:, :: max(1, h.shape[1] // codes)][:, :codes]  # spread over the images of the batch
+        share = h.shape[1] / codes
+        self.counts = torch.where(idle, share, self.counts)
+        self.sums = torch.where(idle[..., None], share * fresh, self.sums)
+        self.codes.copy_(self.sums / self.counts[..., None])
         return (x,)

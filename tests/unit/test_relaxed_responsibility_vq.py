@@ -212,25 +212,40 @@ def test_the_sampled_elbo_agrees_with_enumeration_and_bounds_the_evidence():
         assert evidence <= tight + 1e-3 and abs(tight - evidence) < 0.1 * (bound - evidence)
 
 
-def test_failures_are_named_and_never_dropped():
-    assert measure.failure(math.nan, 0.0, 48.0, 2.4) == "diverged"
-    assert measure.failure(2.5, 48.0, 48.0, 2.4) == "saturated"
-    assert measure.failure(2.5, 0.1, 48.0, 2.4) == "collapsed"
-    assert measure.failure(2.5, 20.0, 48.0, 2.4) == "stuck"
-    assert measure.failure(2.2, 48.0, 48.0, 2.4) == ""
+def test_failures_are_named_by_layer_and_never_dropped():
+    assert measure.failure(math.nan, [0.0], [48.0], 2.4) == "diverged"
+    assert measure.failure(2.5, [48.0, 0.0], [48.0, 80.0], 2.4) == "saturated"  # one layer is enough
+    assert measure.failure(2.5, [0.1, 0.1], [48.0, 80.0], 2.4) == "collapsed"
+    assert measure.failure(2.5, [20.0], [48.0], 2.4) == "stuck"
+    assert measure.failure(2.2, [48.0], [48.0], 2.4) == ""
     assert measure.charged([2.2, math.inf, math.nan], 2.4) == [2.2, 2.4, 2.4]
+    assert measure.charged([2.9, math.nan], 2.4) == [2.9, 2.9]  # to diverge is never cheaper than to fail
 
 
 def test_an_uncounted_failed_seed_changes_the_status_of_stability_and_of_bits():
-    assert (
-        judged("C8b", {"failed_relaxed": 1 / 3, "failed": 0.0}, {"failed_relaxed": 0.0, "failed": 0.0}) == "reproduced"
-    )
-    assert judged("C8b", {"failed_relaxed": 0.0, "failed": 0.0}) == "not reproduced"
-    relaxed, ours = [0.30, 0.31, 0.30], [0.27, math.nan, 0.27]
-    deep = {"relaxed_deep": 0.3, "rrvq_deep": 0.2, "relaxed_8": 0.3, "rrvq_8": 0.2}
-    survivors = judged("C8a", deep | {"relaxed_64": [0.30, 0.30], "rrvq_64": [0.27, 0.27]})
-    charged = judged("C8a", deep | {"relaxed_64": relaxed, "rrvq_64": measure.charged(ours, 0.36)})
-    assert (survivors, charged) == ("reproduced", "not reproduced")
+    def shares(runs, counted=True):
+        names = [measure.failure(bits, [20.0], [48.0], 2.4) for bits in runs if counted or math.isfinite(bits)]
+        return sum(map(bool, names)) / len(names)
+
+    relaxed, root, ours = [2.2, math.nan, math.nan, 2.3], [2.2, math.nan, 2.2, 2.2], [2.2, 2.2, 2.2, 2.3]
+    for counted, status in ((True, "reproduced"), (False, "not reproduced")):
+        names = ("failed_relaxed", "failed_root", "failed")
+        found = {name: shares(runs, counted) for name, runs in zip(names, (relaxed, root, ours), strict=True)}
+        assert judged("C8b", found) == status
+    assert judged("C8b", {"failed_relaxed": 0.7, "failed_root": 0.0, "failed": 0.0}) == "direction only"
+    rest = {"relaxed_deep": 0.3, "rrvq_deep": 0.2, "relaxed_8": 0.3, "rrvq_8": 0.2}
+    survivors = judged("C8a", rest | {"relaxed_64": [0.30, 0.30], "rrvq_64": [0.27, 0.27]})
+    charged = measure.charged([0.27, math.nan, 0.27], 0.36)
+    assert survivors == "reproduced"
+    assert judged("C8a", rest | {"relaxed_64": [0.30, 0.31, 0.30], "rrvq_64": charged}) == "not reproduced"
+
+
+def test_relative_noise_has_no_ceiling_at_the_root_of_the_draws():
+    stream = generator(0, "noise")
+    for true in (1.0, 6.0):
+        draws = 1.0 + true * torch.randn(40, 8, 400, generator=stream)
+        torch.testing.assert_close(measure.relative_noise(draws), torch.full((8,), true), rtol=0.15, atol=0)
+    assert float(measure.relative_noise(torch.randn(10, 5_000, generator=stream))) > 10**0.5
 
 
 def test_argmax_evaluation_breaks_the_bound_of_a_trained_ladder():
@@ -309,15 +324,18 @@ def test_vq_codes_move_to_the_mean_of_what_they_win():
     nets = [QuantisedVAE(shape, Bernoulli(), levels=2, generator=generator(k, "vq")).double() for k in range(2)]
     ensemble = Ensemble(nets)
     x = images(16)
-    with torch.no_grad():
-        h, z = ensemble.call(lambda net: tuple(part.flatten(0, 1) for part in net.quantise(x)[1:]))
     source = MovingAverageCodes(Batches(x, batch_size=None, seed=0), ensemble, decay=0.0)
-    source.batch(0)
+    source.batch(0)  # puts the codes on outputs of the batch
+    h, z = (t.detach() for t in ensemble.call(lambda net: tuple(part.flatten(0, 1) for part in net.quantise(x)[1:])))
+    for member in range(2):
+        codes = ensemble.member(member).layers[0].codebook.mean
+        assert float(torch.cdist(codes, h[member]).detach().amin(-1).max()) < 1e-6
+    source.batch(1)
     for member in range(2):
         for code in range(4):
             won = h[member][z[member][:, code] > 0]
-            if len(won):
-                torch.testing.assert_close(ensemble.member(member).layers[0].codebook.mean[code], won.mean(0))
+            if len(won) >= 0.01 * len(h[member]) / 4:
+                torch.testing.assert_close(ensemble.member(member).layers[0].codebook.mean[code].detach(), won.mean(0))
     loss, _ = vq_loss(nets[0], (x,), None, {})
     loss.backward()
     assert nets[0].read.weight.grad.abs().max() > 0  # straight through the quantiser

@@ -46,8 +46,8 @@ def _points(kind: str, label: str, points: object, values: object = None) -> Ite
     pairs = numpy.asarray(points, dtype=float).reshape(-1, 2)
     blank: numpy.ndarray = numpy.full(len(pairs), numpy.nan)
     extra = blank if values is None else numpy.ma.asarray(values, dtype=float).filled(numpy.nan)
-    for index, ((x, y), value) in enumerate(zip(pairs, extra, strict=False)):
-        yield kind, label, index, x, y, float(value)
+    for index, (x, y) in enumerate(pairs):
+        yield kind, label, index, x, y, float(extra[index])
 
 
 def _cells(label: str, array: object) -> Iterator[Row]:

@@ -97,7 +97,10 @@ class Chapter:
     def keep(self, **series: Any) -> None:
         """Keep numbers that no rule judges (a curve, a table) in the results, for `recorded` to redraw."""
         for name, values in series.items():
-            self._series[name] = provenance.plain(torch.as_tensor(values).tolist())
+            kept = torch.as_tensor(values, device="cpu")
+            if kept.is_floating_point():
+                kept = kept.to(torch.float64, copy=True).apply_(provenance.settled)
+            self._series[name] = provenance.plain(kept.tolist())
 
     def recorded(self, profile: str = "gpu") -> results.Result | None:
         """Return the committed results of this chapter at `profile`, or None if none were recorded."""

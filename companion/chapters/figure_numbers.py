@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, StepPatch
 
 _HEAD = ("panel", "title", "x axis", "y axis", "kind", "label", "index", "x", "y", "value")
+_CELLS = 10_000  # a map with more is a picture too: nobody reads its cells
 Row = tuple[str, str, int, float | None, float | None, float | None]  # kind, label, index, x, y, value
 
 
 def numbers(figure: Figure) -> str:
-    """Return CSV with one row per drawn point, bar, interval end or cell; pictures (axes off) have no rows.
+    """Return CSV with one row per drawn point, bar, interval end or cell; pictures have no rows.
 
     A row of a bar holds its middle and its length; one of a cell of a heat map its column, row and value.
     """
@@ -51,8 +52,11 @@ def _points(kind: str, label: str, points: object, values: object = None) -> Ite
 
 
 def _cells(label: str, array: object) -> Iterator[Row]:
-    for (row, column), value in numpy.ndenumerate(numpy.ma.asarray(array, dtype=float).filled(numpy.nan)):
-        yield "cell", label, int(row), float(column), float(row), float(value)
+    table: numpy.ndarray = numpy.ma.asarray(array, dtype=float).filled(numpy.nan)
+    if table.size > _CELLS:
+        return
+    for row, column in numpy.ndindex(*table.shape):
+        yield "cell", label, row, float(column), float(row), float(table[row, column])
 
 
 def _rows(axes: Axes) -> Iterator[Row]:
@@ -86,7 +90,7 @@ def _rows(axes: Axes) -> Iterator[Row]:
             yield from _points("step", _label(patch), numpy.stack([edges[:-1], values], axis=1))
         elif isinstance(patch, Polygon):
             yield from _points("outline", _label(patch), patch.get_xy())
-    if axes.axison:  # an image without axes is a picture, one with axes a heat map
+    if axes.axison and (len(axes.get_xticks()) or len(axes.get_yticks())):  # a heat map; else a picture
         for image in axes.images:
             array = image.get_array()
             if array is not None and array.ndim == 2:

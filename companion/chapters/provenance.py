@@ -153,20 +153,21 @@ def data_card(card: Any, split: str) -> dict[str, Any]:
 
 
 def settled(number: float) -> float:
-    """Return `number` to nine digits: what two runs of one program on one machine agree in.
+    """Return `number` to nine digits and twelve decimals: what two runs of one program on one machine agree in.
 
     The last digits of float64 depend on where the allocator puts an array, since libraries sum its aligned
-    blocks first.
+    blocks first. A number that is not zero stays so, with its sign: at least 1e-12.
     """
-    return float(f"{number:.9g}")
+    kept = round(float(f"{number:.9g}"), 12)
+    return math.copysign(1e-12, number) if kept == 0 and number != 0 else kept
 
 
 def plain(value: Any) -> Any:
-    """Return values as JSON can hold them: tuples as lists, not finite as null, the unknown as its text."""
+    """Return settings as JSON can hold them: tuples as lists, not finite as null, the unknown as its text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, float):
-        return settled(value) if math.isfinite(value) else None
+        return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, int | str) else str(value)

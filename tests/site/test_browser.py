@@ -3,20 +3,14 @@
 `faults` is the checker; the small pages in FAULTY plant each fault it must find.
 """
 
-import os
 import re
-import shutil
-import threading
 from collections.abc import Iterator
-from functools import partial
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-import yaml
-from playwright.sync_api import Browser, BrowserContext, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Request
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw=="
@@ -133,20 +127,6 @@ def broken_links(folder: Path) -> list[str]:
     return broken
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for path in map(shutil.which, names) if path), None)
-    if found is None:
-        message = f"no browser: install one of {', '.join(names)} (.ci/run does)"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    with sync_playwright() as playwright:
-        offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu", offline])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture(scope="module", params=["light", "dark"])
 def scheme(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -159,43 +139,23 @@ def context(browser: Browser, scheme: str) -> Iterator[BrowserContext]:
     made.close()
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def address(smoke_html: Path) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(smoke_html))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def _contents() -> list[str]:
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
-    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
-
-
-def test_every_page_is_sound(context: BrowserContext, smoke_html: Path, address: str) -> None:
+def test_every_page_is_sound(context: BrowserContext, smoke_html: Path, address: str, contents: list[str]) -> None:
     # `_static` holds the theme's templates; index.html only leads on to the first page.
     found = sorted(page.relative_to(smoke_html).as_posix() for page in smoke_html.rglob("*.html"))
     pages = [page for page in found if not page.startswith("_static/") and page != "index.html"]
-    assert {f"{name}.html" for name in _contents()} <= set(pages)
+    assert {f"{name}.html" for name in contents} <= set(pages)
     faulty = {page: faults(context, f"{address}/{page}") for page in pages}
     assert not {page: lines for page, lines in faulty.items() if lines}
 
 
 @pytest.mark.parametrize("scheme", ["light"], indirect=True)
-def test_pages_open_from_the_disk(context: BrowserContext, smoke_html: Path) -> None:
-    assert not [fault for name in _contents() for fault in faults(context, (smoke_html / f"{name}.html").as_uri())]
+def test_pages_open_from_the_disk(context: BrowserContext, smoke_html: Path, contents: list[str]) -> None:
+    assert not [fault for name in contents for fault in faults(context, (smoke_html / f"{name}.html").as_uri())]
 
 
-def test_theme_follows_the_reader(context: BrowserContext, scheme: str, address: str) -> None:
+def test_theme_follows_the_reader(context: BrowserContext, scheme: str, address: str, contents: list[str]) -> None:
     page = context.new_page()
-    page.goto(f"{address}/{_contents()[0]}.html")
+    page.goto(f"{address}/{contents[0]}.html")
     assert page.locator("html").get_attribute("data-theme") == scheme
     page.close()
 
@@ -210,13 +170,13 @@ def test_mathematics_is_there(context: BrowserContext, address: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light"], indirect=True)
-def test_contents_lead_to_every_page(context: BrowserContext, address: str) -> None:
+def test_contents_lead_to_every_page(context: BrowserContext, address: str, contents: list[str]) -> None:
     page = context.new_page()
     page.goto(f"{address}/index.html")
-    page.wait_for_url(f"**/{_contents()[0]}.html")
+    page.wait_for_url(f"**/{contents[0]}.html")
     links = page.locator(".bd-sidebar-primary a.reference.internal, .bd-sidebar-primary li a")
     names = {urlsplit(str(link)).path.strip("/") for link in links.evaluate_all("links => links.map(a => a.href)")}
-    assert {f"{name}.html" for name in _contents()} <= names
+    assert {f"{name}.html" for name in contents} <= names
     page.close()
 
 

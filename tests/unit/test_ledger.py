@@ -252,4 +252,5 @@ def test_digits_that_depend_on_memory_alignment_are_not_kept():
     """Two runs of a released check differed in the 14th digit of one float64 value, and only there."""
     first, second = Measure.of("optimum", 0.1917903081418031), Measure.of("optimum", 0.19179030814180303)
     assert first == second and first.values == (0.191790308,)
-    assert Measure.of("small", 1.23456789012e-12).values == (1.23456789e-12,)
+    assert Measure.of("rounding", [6.5e-31, -4e-16, 1.6e-12, 0]).values == (1e-12, -1e-12, 2e-12, 0)
+    assert Measure.of("large", [123456789.4, 1e300]).values == (123456789, 1e300)

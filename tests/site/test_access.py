@@ -1,0 +1,94 @@
+"""The book without a mouse, without eyes and on a telephone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page
+
+# Contrast is measured in test_browser, in both modes; mathematics is MathJax's own (thousands of nodes).
+_RULES = {"rules": {"color-contrast": {"enabled": False}}, "resultTypes": ["violations"]}
+_WITHIN = {"exclude": [["mjx-container"]]}
+
+
+def violations(page: Page) -> list[str]:
+    """Return the serious and critical violations that axe finds on the page, one line each."""
+    found: dict[str, Any] = Axe().run(page, context=_WITHIN, options=_RULES).response
+    return [
+        f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:120]}"
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A desktop page in light mode."""
+    made = browser.new_page(viewport={"width": 1280, "height": 900})
+    yield made
+    made.close()
+
+
+def test_axe_finds_nothing_serious_on_any_page(page: Page, address: str, contents: list[str]) -> None:
+    found = {}
+    for name in contents:
+        page.goto(f"{address}/{name}.html")
+        page.evaluate("window.MathJax?.startup?.promise")
+        found[name] = violations(page)
+    assert not {name: lines for name, lines in found.items() if lines}
+
+
+@pytest.mark.parametrize(
+    ("rule", "body"),
+    [
+        ("image-alt", '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">'),
+        ("button-name", "<button></button>"),
+        ("link-name", '<a href="#x"></a>'),
+        ("label", "<input type='text'>"),
+        ("duplicate-id-aria", '<p id="a">1</p><p id="a">2</p><button aria-labelledby="a">b</button>'),
+    ],
+)
+def test_axe_finds_the_planted_violation(page: Page, tmp_path: Path, rule: str, body: str) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(f'<!doctype html><html lang="en"><title>t</title><main>{body}</main></html>', "utf-8")
+    page.goto(file.as_uri())
+    assert any(line.startswith(rule) for line in violations(page))
+
+
+def test_the_keyboard_reaches_the_text_and_the_hidden_code(page: Page, address: str, contents: list[str]) -> None:
+    chapter = next(name for name in contents if name.startswith("notebooks/"))
+    page.goto(f"{address}/{chapter}.html")
+    page.keyboard.press("Tab")
+    skip = page.evaluate("document.activeElement.textContent.trim()")
+    assert skip == "Skip to main content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#main-content"
+    hidden = page.locator("details.hide summary").first
+    hidden.focus()
+    assert page.evaluate("document.activeElement.localName") == "summary"
+    page.keyboard.press("Enter")
+    assert hidden.evaluate("node => node.parentElement.open")
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_no_page_is_wider_than_a_small_window(browser: Browser, address: str, contents: list[str], width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    wide = {}
+    for name in contents:
+        page.goto(f"{address}/{name}.html")
+        page.evaluate("window.MathJax?.startup?.promise")
+        if (found := page.evaluate("document.documentElement.scrollWidth")) > width:
+            wide[name] = found
+    page.close()
+    assert not wide
+
+
+def test_every_drawn_figure_offers_its_numbers(page: Page, address: str, contents: list[str]) -> None:
+    chapter = next(name for name in contents if name.startswith("notebooks/"))
+    page.goto(f"{address}/{chapter}.html")
+    links = page.locator("figcaption a.download").evaluate_all("links => links.map(a => a.href)")
+    assert len(links) >= page.locator("figure").count() - 1  # all but the chapter's pictures of other kinds
+    text = page.request.get(links[0]).text()
+    assert text.startswith("panel,title,x axis,y axis,kind,label,index,x,y,value\n") and text.count("\n") > 2

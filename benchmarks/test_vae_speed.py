@@ -5,10 +5,10 @@ import time
 import torch
 
 from companion.analysis.attacks import pgd
-from companion.analysis.lipschitz import jacobians
 from companion.data import Batches
 from companion.models.harmonic_vae import negative_elbo, vae_noise
 from companion.nn.gaussian_vae import GaussianVAE, mlp
+from companion.nn.jacobians import jacobians
 from companion.seeds import generator
 from companion.train import Ensemble, fit
 

@@ -54,7 +54,7 @@ from companion.analysis.gaussian_space import (
     stability,
     whitened,
 )
-from companion.analysis.lipschitz import jacobians, product_bound
+from companion.analysis.lipschitz import product_bound
 from companion.analysis.lipsdp import lipsdp
 from companion.analysis.robustness import attacked_margin, clopper_pearson
 from companion.analysis.spectra import amplitudes
@@ -69,6 +69,7 @@ from companion.models.harmonic_vae import (
     vae_noise,
 )
 from companion.nn.gaussian_vae import GaussianVAE, conv_decoder, conv_encoder, gaussian_kl, mlp
+from companion.nn.jacobians import jacobians
 from companion.seeds import generator, member_seeds
 from companion.train import Ensemble, cosine, fit
 from scipy.stats import norm, spearmanr

@@ -59,7 +59,7 @@ from companion.analysis.latent_margins import (
     shift_jacobian,
     strongest,
 )
-from companion.analysis.lipschitz import jacobians, product_bound
+from companion.analysis.lipschitz import product_bound
 from companion.analysis.quadratic_forms import linear_margin, quadratic_cdf
 from companion.analysis.robustness import clopper_pearson
 from companion.chapters import Chapter
@@ -85,6 +85,7 @@ from companion.models.robustness_theory import (
     vae_loss,
 )
 from companion.nn.gaussian_vae import gaussian_kl, mlp
+from companion.nn.jacobians import jacobians
 from companion.seeds import generator, member_seeds
 from companion.train import Ensemble, fit
 from companion.train.loop import cosine

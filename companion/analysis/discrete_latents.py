@@ -111,11 +111,6 @@ def dead_share(usage: Tensor) -> Tensor:
     return (usage < 1 / (100 * usage.shape[-1])).double().mean(-1)
 
 
-def perplexity(usage: Tensor) -> Tensor:
-    """Return exp H of `usage` `[..., K]`."""
-    return torch.special.entr(usage).sum(-1).exp()
-
-
 def relative_noise(draws: Tensor) -> Tensor:
     """Return sd / norm of the mean, `[...]`, of gradient `draws` `[n, ..., parameters]`.
 

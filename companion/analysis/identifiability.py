@@ -163,12 +163,6 @@ def seed_bootstrap(table: Tensor, *, draws: int = 2_000, generator: torch.Genera
     return {"mean": float(table.nanmean()), "se": float(means.std()), "low": low, "high": high}
 
 
-def independence_null(rows: int, dim: int, *, draws: int = 50, generator: torch.Generator) -> dict[str, float]:
-    """Return the mean scores of independent Gaussian codes of `rows` rows (half to fit, half to judge)."""
-    a, b = (torch.randn(draws, rows, dim, dtype=torch.float64, generator=generator) for _ in range(2))
-    return {name: float(values.mean()) for name, values in agreement(a, b).items()}
-
-
 def live_tables(codes: list[Tensor]) -> dict[str, Tensor]:
     """Return held-out "strong" and "affine" scores of every pair of `codes`, one `[rows, p_i]` per run, p_i may differ.
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.special import ndtr, ndtri
 
 from companion.analysis.attacks import Box, pgd, project
-from companion.analysis.lipschitz import jacobians, linear_layers
+from companion.analysis.lipschitz import linear_layers
 from companion.analysis.robustness import Deviation, clopper_pearson
+from companion.nn.jacobians import jacobians
 from companion.train.ensemble import Ensemble
 
 # --- many models as one batch ---

@@ -1,27 +1,11 @@
-"""How much a network can stretch: Jacobians at points (lower bounds) and products of norms (upper bounds)."""
-
-from collections.abc import Callable
+"""Upper bounds on how much a network can stretch, as products of norms (`nn.jacobians` gives lower bounds)."""
 
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.func import jacfwd, jacrev, vmap
 
 # The largest slope of each activation; its smallest is 0 for all of them, as `lipsdp` takes for granted.
 SLOPES: dict[type[nn.Module], float] = {nn.ELU: 1.0, nn.ReLU: 1.0, nn.Sigmoid: 0.25, nn.Softplus: 1.0, nn.Tanh: 1.0}
-
-
-def jacobians(function: Callable[[Tensor], Tensor], points: Tensor, *, chunk: int | None = None) -> Tensor:
-    """Return the Jacobian of `function` (`[batch, in]` to `[batch, out]`) at each point, `[batch, out, in]`.
-
-    Forward mode where there are fewer inputs than outputs, else reverse mode; `chunk` bounds the memory.
-    """
-
-    def one(point: Tensor) -> Tensor:
-        return function(point[None])[0]
-
-    narrow = points.shape[-1] <= function(points[:1]).shape[-1]
-    return vmap(jacfwd(one) if narrow else jacrev(one), chunk_size=chunk)(points)
 
 
 def linear_layers(network: nn.Sequential) -> tuple[list[Tensor], list[float]]:

@@ -119,11 +119,6 @@ def prior_posterior_kl(rho: int) -> tuple[float, float]:
     return float(values[best]), float(scales[best])
 
 
-def gg_cdf(s: Tensor, rho: float) -> Tensor:
-    """Return P(S <= s) under GG(0, 1, rho)."""
-    return 0.5 * (1 + s.sign() * torch.special.gammainc(torch.full_like(s, 1 / rho), s.abs() ** rho))
-
-
 def twist(s: Tensor, strength: float) -> Tensor:
     """Mix two Laplace sources `[n, 2]` by a smooth bijection that keeps their joint density: no likelihood sees it.
 

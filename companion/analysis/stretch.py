@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from companion.analysis.lipschitz import jacobians
 from companion.models.certified_vae import CertifiedVAE, Stack
+from companion.nn.jacobians import jacobians
 
 
 @dataclass(frozen=True)

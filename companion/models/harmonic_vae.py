@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from companion.analysis.lipschitz import jacobians
 from companion.nn.gaussian_vae import GaussianVAE, gaussian_kl
+from companion.nn.jacobians import jacobians
 
 
 def vae_noise(latent: int, *, input_noise: bool = False) -> Callable:

@@ -9,9 +9,10 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 from companion.analysis.attacks import lbfgs, pgd, project
-from companion.analysis.lipschitz import jacobians, linear_layers, product_bound
+from companion.analysis.lipschitz import linear_layers, product_bound
 from companion.analysis.lipsdp import lipsdp
 from companion.nn.gaussian_vae import GaussianVAE, conv_decoder, conv_encoder, gaussian_kl, mlp
+from companion.nn.jacobians import jacobians
 from companion.seeds import generator
 from companion.train import Ensemble
 

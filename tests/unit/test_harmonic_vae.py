@@ -18,7 +18,6 @@ from companion.analysis.gaussian_space import (
     stability,
     whitened,
 )
-from companion.analysis.lipschitz import jacobians
 from companion.chapters import claims, ledger
 from companion.chapters.ledger import Measure
 from companion.data import Batches
@@ -30,6 +29,7 @@ from companion.models.harmonic_vae import (
     vae_noise,
 )
 from companion.nn.gaussian_vae import GaussianVAE, gaussian_kl, mlp
+from companion.nn.jacobians import jacobians
 from companion.seeds import generator
 from companion.train import Ensemble, cosine, fit
 

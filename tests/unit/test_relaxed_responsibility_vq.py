@@ -398,7 +398,6 @@ def test_mmd_and_frequencies_of_known_signals():
     assert float(power.sum()) == pytest.approx(float(torch.fft.fft2(wave).abs().square().sum()))
 
 
-def test_usage_summaries():
+def test_share_of_dead_codes():
     usage = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.25] * 4])
     assert measure.dead_share(usage).tolist() == [0.5, 0.0]
-    torch.testing.assert_close(measure.perplexity(usage), torch.tensor([2.0, 4.0]))

@@ -1,7 +1,7 @@
 """The numbers behind a figure, read back from what was drawn, so that they cannot differ from the picture."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import StringIO
 
 import numpy
@@ -59,6 +59,10 @@ def _cells(label: str, array: object) -> Iterator[Row]:
         yield "cell", label, row, float(column), float(row), float(table[row, column])
 
 
+def _joined(parts: Sequence[numpy.ndarray]) -> numpy.ndarray:
+    return numpy.concatenate(parts) if len(parts) else numpy.empty((0, 2))  # an empty band serves a legend
+
+
 def _rows(axes: Axes) -> Iterator[Row]:
     for line in axes.lines:
         in_data = line.get_transform().contains_branch_seperately(axes.transData)  # the library's spelling
@@ -68,15 +72,15 @@ def _rows(axes: Axes) -> Iterator[Row]:
         if isinstance(collection, PathCollection):
             yield from _points("point", _label(collection), collection.get_offsets(), collection.get_array())
         elif isinstance(collection, LineCollection):
-            yield from _points("segment", _label(collection), numpy.concatenate(collection.get_segments()))
+            yield from _points("segment", _label(collection), _joined(collection.get_segments()))
         elif isinstance(collection, QuadMesh):
             shape = numpy.shape(collection.get_coordinates())
             yield from _cells(
                 _label(collection), numpy.ma.reshape(collection.get_array(), (shape[0] - 1, shape[1] - 1))
             )
         elif isinstance(collection, PolyCollection):
-            corners = numpy.concatenate([numpy.asarray(path.vertices) for path in collection.get_paths()])
-            yield from _points("band", _label(collection), corners)
+            corners = [numpy.asarray(path.vertices) for path in collection.get_paths()]
+            yield from _points("band", _label(collection), _joined(corners))
     for container in axes.containers:
         if isinstance(container, BarContainer):
             upright = container.orientation != "horizontal"

@@ -121,6 +121,7 @@ def test_every_kind_of_mark_gives_its_numbers():
     axes[0, 2].scatter([1, 2], [3, 4], c=[0.5, 0.6], label="points")
     axes[1, 0].errorbar([1], [2], yerr=[0.5])
     axes[1, 0].fill_between([0, 1], [0, 0], [1, 2])
+    axes[1, 0].fill_between([], [], [], label="in the legend only")
     axes[1, 1].pcolormesh([[1.0, 2.0], [3.0, 4.0]])
     drawn.colorbar(axes[1, 1].collections[0])
     axes[1, 2].imshow([[5.0, 6.0]])

@@ -7,6 +7,7 @@ const number = text => (/^[-+−]?\d/.test(text) ? parseFloat(text.replace("−"
 const compare = (a, b) => {
   const [x, y] = [number(a), number(b)];
   if (!isNaN(x) && !isNaN(y)) return x - y;
+  if (isNaN(x) !== isNaN(y)) return isNaN(x) ? 1 : -1; // what is no number stands after the numbers
   return a.localeCompare(b, undefined, { numeric: true });
 };
 

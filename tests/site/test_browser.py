@@ -3,9 +3,7 @@
 `faults` is the checker; the small pages in FAULTY plant each fault it must find.
 """
 
-import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, BrowserContext, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Request
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw=="
@@ -131,20 +129,6 @@ def broken_links(folder: Path) -> list[str]:
             if not target.exists() or fragment_missing:
                 broken.append(f"{page.relative_to(folder.resolve())}: {link}")
     return broken
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for path in map(shutil.which, names) if path), None)
-    if found is None:
-        message = f"no browser: install one of {', '.join(names)} (.ci/run does)"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    with sync_playwright() as playwright:
-        offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu", offline])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])

@@ -874,7 +874,7 @@ chapter.claim("C5a", **soft_ratios(), control=soft_ratios(power=2))
 # :::
 #
 # The encoder's noise charges the decoder's Jacobian; the input's noise charges the *composite* Jacobian and, through the KL, the encoder's own. The terms with a Laplacian are of the same order and are dropped only in
-# the Gauss-Newton reading (chapter 1 calls their counterpart $K$).
+# the Gauss-Newton reading ({prf:ref}`thm-averaged` of chapter 1 calls their counterpart $K$).
 
 
 # %%
@@ -2520,7 +2520,7 @@ else:
 #   decoders does not fall (nor on Fashion-MNIST, C11), while on the sinc data it falls by half (C4a). With a learned variance it does not fall with the KL weight either (C8c). What does fall on images, in measures that a stretch leaves
 #   alone, is the Jacobian times the spread of the codes, the composite Jacobian and the damage: the decoder becomes flatter, not more linear.
 # - **Soft is not hard.** The first inequality of the soft bound (C5b) holds on every image because it is a theorem about any decoder. The bound from the error, $\sqrt D/\sigma$, lies far above what is measured ({numref}`lipschitz`, middle): it permits the fall and does not
-#   force it. And it is the smoothed decoder that is bounded; attacks feel raw and worst-case constants, which the product bound puts at several times the sampled ones. Chapter 4 builds certificates.
+#   force it. And it is the smoothed decoder that is bounded; attacks feel raw and worst-case constants, which the product bound puts at several times the sampled ones. {doc}`Chapter 4 </notebooks/04_certified_vae>` builds certificates.
 # - **A little input noise is not felt on MNIST** (C6b): the first step, from $s=0$ to $0.25$, does not lower the encoder's Jacobian on every seed, where on the $8\times8$ digits of the `smoke` profile it does.
 # - **The encoder's own variance** smooths the encoder at the ends of the range, not at every step on every seed (C7), and part of it is a turn to smoother directions of the data: the encoder's degree falls less than its roughness.
 # - **The formula for the variance** (C8b) is right on average at every weight. Pooled over dimensions the correlation is mostly between dimensions in use and idle ones; inside one dimension it is clearly lower, and at the smallest $\beta$, where all latents are used alike,

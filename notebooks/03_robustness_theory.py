@@ -380,7 +380,7 @@ chapter.show(
 # The reconstruction of $x$ is $r$-robust to $\delta$ if $P(D\le r)>P(D>r)$. The margin $R^r(x)$ is the largest $R$ such that it is $r$-robust to every $\|\delta\|<R$; it is 0 if $p_0\le\tfrac12$.
 # :::
 #
-# Chapter 4's paper {cite}`barrett2022certifiably` defines the same words differently. Side by side:
+# Chapter 4's paper {cite}`barrett2022certifiably` defines the same words differently ({prf:ref}`def-two-draw-robustness`). Side by side:
 #
 # | | this chapter | chapter 4 |
 # |---|---|---|
@@ -1964,7 +1964,7 @@ chapter.claim(
 # $u_i=\log(\sigma_i'/\sigma_i)$, $\sum_iu_i^2\le c^2R^2$. As $f(u)/u^2$ increases in $u$, $\sum_if(u_i)\le c^2R^2\max_if(u_i)/u_i^2\le f(cR)$.
 # :::
 #
-# The Lipschitz constants here are products of spectral norms, the crudest that hold (chapter 4 has better ones). The certificate is global in the encoder and assumes nothing about the decoder; its confidence is that of $p_0$, 99.9% per image.
+# The Lipschitz constants here are products of spectral norms, the crudest that hold ({doc}`chapter 4 </notebooks/04_certified_vae>` has better ones). The certificate is global in the encoder and assumes nothing about the decoder; its confidence is that of $p_0$, 99.9% per image.
 
 # %%
 torch.set_default_dtype(torch.float64)
@@ -2184,7 +2184,7 @@ chapter.show(
 # ### The sigma paradox
 #
 # Chapter 4's bounds *fall* with the posterior's scale, this chapter's *rises* with it. One network decides: the trained VAE ($\beta=1$), its posterior replaced by $\mathcal{N}(\mu(x),\gamma^2I)$ for a range of $\gamma$. Four curves: the clean probability; the first-order margin $\gamma\,\Phi^{-1}(p_0)/\|J\|_2$; the Lipschitz margin of
-# {cite}`barrett2022certifiably` in its sharper form $\sqrt{(r/a)^2-2s^2}/b$ with $s=\gamma\sqrt n$ (chapter 4 derives it; $a$ and $b$ are Lipschitz constants of $g$ and $\mu$), once with products of spectral norms (a certificate) and once with the local slopes $\|J_g\|_2$, $\|J^\mu\|_2$ (an estimate, as ours is); and attacked margins under both definitions.
+# {cite}`barrett2022certifiably` in its sharper form $\sqrt{(r/a)^2-2s^2}/b$ with $s=\gamma\sqrt n$ ({prf:ref}`thm-median` of chapter 4 derives it; $a$ and $b$ are Lipschitz constants of $g$ and $\mu$), once with products of spectral norms (a certificate) and once with the local slopes $\|J_g\|_2$, $\|J^\mu\|_2$ (an estimate, as ours is); and attacked margins under both definitions.
 
 # %%
 gammas = torch.cat([torch.logspace(-2.5, math.log10(1.6), s.scales - 1), torch.tensor([5.0])])

@@ -380,7 +380,7 @@ chapter.show(
 # $P(\|\Delta\| \le r) > \tfrac12$. Its margin $R^r(x)$ is the supremum of all $R$ such that it is $r$-robust to every $\|\delta\| \le R$.
 # :::
 #
-# Chapter 3's paper compares with the deterministic $g(\mu(x))$ instead. The two margins must not be mixed: here the posterior's noise enters twice, and it
+# Chapter 3's paper ({prf:ref}`def-r-robust`) compares with the deterministic $g(\mu(x))$ instead. The two margins must not be mixed: here the posterior's noise enters twice, and it
 # alone can make the margin zero.
 
 # %% tags=["hide-input"]
@@ -1217,9 +1217,9 @@ for name in (standard, ("clamp", 5, 0), ("clamp", 10, 0)):
 # %% [markdown]
 # ### The posterior scale
 #
-# For a fixed standard deviation the Lipschitz certificates fall with $\|\sigma\|$: noise eats the budget $r$. Chapter 3's bound *rises* with $\sigma$, since noise blurs the shift of the mean. They do not
+# For a fixed standard deviation the Lipschitz certificates fall with $\|\sigma\|$: noise eats the budget $r$. Chapter 3's bound ({prf:ref}`thm-input`) *rises* with $\sigma$, since noise blurs the shift of the mean. They do not
 # contradict each other. That bound holds the clean success probability $p$ fixed, and $p$ falls with $\sigma$ too. With a measured constant $b$ chapter 3's argument is a certificate here as well:
-# the pair $(z', z)$ is Gaussian with variance $\gamma^2$, shifted by at most $bt$, so $R \ge \gamma\,\Phi^{-1}(p)/b$ with no constant of the decoder at all. (Chapter 3 has the joint figure.)
+# the pair $(z', z)$ is Gaussian with variance $\gamma^2$, shifted by at most $bt$, so $R \ge \gamma\,\Phi^{-1}(p)/b$ with no constant of the decoder at all. ({numref}`sigma-paradox` of chapter 3 is the joint figure.)
 
 # %%
 fixed = [("fixed", norm, 0) for norm in s.fixed]

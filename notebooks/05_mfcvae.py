@@ -544,7 +544,7 @@ chapter.claim(
 # :::
 #
 # The released code uses exactly this $q(c\mid x)$ with one sample. Its five-term loss is therefore, sample by sample, the loss of a VAE with the marginal mixture as its prior: the categorical terms cancel, and what is
-# trained is $L_{\mathrm{marg}}$, as chapter 6's paper writes it openly. A reported "ELBO with $q(c\mid x)$" from this loss overstates $L^*$ by $-\sum_j\log Z_j$.
+# trained is $L_{\mathrm{marg}}$, as the paper of {doc}`chapter 6 </notebooks/06_identifiable_ica>` writes it openly. A reported "ELBO with $q(c\mid x)$" from this loss overstates $L^*$ by $-\sum_j\log Z_j$.
 
 # %%
 z = mean + std * torch.randn(mean.shape, generator=generator(seed, "cancel"))

@@ -42,6 +42,12 @@ def chapters() -> list[str]:
     return sorted(p.stem for p in (root() / "notebooks").glob("*.py") if _NAME.fullmatch(p.stem))
 
 
+def contents() -> list[str]:
+    """Return the names of the chapters in the table of contents: only these have a page to link to."""
+    text = (root() / "_toc.yml").read_text(encoding="utf-8")
+    return re.findall(r"^[^#\n]*file:\s*[\"']?notebooks/(\w+)", text, flags=re.MULTILINE)
+
+
 def check_chapter(name: str) -> str:
     """Return `name` if a chapter has it; raises CompanionError listing the valid names."""
     if name not in chapters():
@@ -75,6 +81,11 @@ def run_file(chapter: str, profile: str) -> Path:
 def recorded_file(chapter: str, profile: str) -> Path:
     """Return the committed results of the chapter at `profile`."""
     return root() / "book" / "results" / profile / f"{chapter}.json"
+
+
+def previous_file(chapter: str, profile: str) -> Path:
+    """Return the results that the committed ones have replaced."""
+    return root() / "book" / "results" / profile / "previous" / f"{chapter}.json"
 
 
 def figures_dir(chapter: str, profile: str) -> Path:

@@ -45,6 +45,11 @@ def recorded(chapter: str, profile: str) -> Result | None:
     return _read(paths.recorded_file(chapter, profiles.get(profile).name))
 
 
+def previous(chapter: str, profile: str) -> Result | None:
+    """Return what was recorded before the committed results, or None; CompanionError for a broken file."""
+    return _read(paths.previous_file(chapter, profiles.get(profile).name))
+
+
 def write(result: Result) -> Path:
     """Write the results of a run where `read` finds them, and return the file."""
     file = paths.results_file(result["chapter"], result["profile"])
@@ -57,6 +62,7 @@ def record(chapter: str, profile: str) -> Path:
 
     Raises CompanionError for a profile that is not recorded, a run that is missing or unfinished, and a run
     whose claim has no status or a control that passed. A run of uncommitted sources is recorded and says so.
+    What was recorded in another environment, or by another run in this one, moves to `previous/`, to be compared with.
     """
     if profiles.get(profile).name not in RECORDED:
         raise CompanionError(f"{profile} results are not recorded: choose one of {', '.join(RECORDED)}")
@@ -72,8 +78,23 @@ def record(chapter: str, profile: str) -> Path:
         raise LedgerError(f"{chapter}: the control of {', '.join(toothless)} passes: mend the rule before recording")
     file = paths.recorded_file(chapter, profile)
     merged = result | {"provenance": result["provenance"] | {"minutes": note["minutes"]}}
+    former, kept = recorded(chapter, profile), previous(chapter, profile)
+    if former is not None and _without_minutes(former) != _without_minutes(merged):
+        here = _environment(merged)
+        # A second run in one environment must not push out what was recorded in another.
+        if kept is None or _environment(former) != here or _environment(kept) == here:
+            paths.write_atomic(paths.previous_file(chapter, profile), file.read_bytes())
     paths.write_atomic(file, dumps(merged))
     return file
+
+
+def _without_minutes(result: Result) -> Result:
+    return result | {"provenance": {k: v for k, v in result["provenance"].items() if k != "minutes"}}
+
+
+def _environment(result: Result) -> list[Any]:
+    names = ("device", "device_type", "cpu_capability", "system", "versions", "threads", "deterministic")
+    return [result["provenance"].get(name) for name in names]
 
 
 def stale(chapter: str, profile: str) -> bool:

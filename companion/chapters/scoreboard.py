@@ -3,14 +3,16 @@
 import re
 from collections.abc import Iterable, Iterator
 from html import escape
+from typing import Any
 
 from companion.chapters import paths, results
 from companion.chapters.ledger import STATUSES
+from companion.chapters.quotes import chip, reference
 from companion.errors import CompanionError
 
 _START, _END = "<!-- scoreboard:start -->", "<!-- scoreboard:end -->"
-_HELD = ("verified", "reproduced")
-_JUDGED = (*_HELD, "direction only", "not reproduced")
+HELD = ("verified", "reproduced")
+_JUDGED = (*HELD, "direction only", "not reproduced")
 
 
 def title(chapter: str) -> str:
@@ -23,7 +25,8 @@ def title(chapter: str) -> str:
     return f"{int(number)}. {words}"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table; bars in its cells are escaped."""
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
@@ -39,86 +42,103 @@ def _recorded() -> Iterator[tuple[str, str, results.Result | None]]:
             yield chapter, profile, results.recorded(chapter, profile)
 
 
-def table(prefix: str) -> str:
-    """Return the Markdown table of chapter × profile; `prefix` is the way from the page to the notebooks."""
-    rows: list[list[object]] = []
-    for chapter, profile, result in _recorded():
-        link = f"[{title(chapter)}]({prefix}{chapter}.ipynb)"
-        remarks = "; ".join(results.remarks(chapter, profile)) or "–"
-        if result is None:
-            rows.append([link, profile, *["–"] * len(STATUSES), "–", "–", remarks])
-            continue
-        origin = result["provenance"]
-        numbers = results.counts(result).values()
-        rows.append([link, profile, *numbers, origin["device"], _minutes(origin.get("minutes")), remarks])
-    return _table(["Chapter", "Profile", *(s.capitalize() for s in STATUSES), "Device", "Minutes", "Remarks"], rows)
+def summary(prefix: str) -> str:
+    """Return the Markdown table of recorded runs by chapter; `prefix` is the way from the page to the notebooks.
 
-
-def _claims_table(chapter: str) -> str:
-    """Return one row per claim of the chapter with its status at each recorded profile."""
-    found = {profile: results.recorded(chapter, profile) for profile in results.RECORDED}
-    by_profile = {p: {c["id"]: c for c in result["claims"]} for p, result in found.items() if result}
-    claims = {claim_id: claim for claims in by_profile.values() for claim_id, claim in claims.items()}
-
-    def cell(profile: str, claim_id: str) -> str:
-        claim = by_profile.get(profile, {}).get(claim_id)
-        if claim is None:
-            return "–"
-        measured = ", ".join(f"{name} = {words}" for name, words in claim["words"].items())
-        return f"{claim['status']}{': ' + measured if measured else ''}"
-
+    Statuses that no claim has get no column; what is not recorded is named below the table.
+    """
+    found = [(chapter, profile, result) for chapter, profile, result in _recorded() if result]
+    counted = {(chapter, profile): results.counts(result) for chapter, profile, result in found}
+    statuses = [s for s in STATUSES if any(numbers[s] for numbers in counted.values())]
     rows = [
-        [claim_id, claim["title"], claim["kind"], *(cell(profile, claim_id) for profile in results.RECORDED)]
-        for claim_id, claim in claims.items()
+        [f"[{title(chapter)}]({prefix}{chapter}.ipynb)", profile]
+        + [counted[chapter, profile][s] for s in statuses]
+        + [result["provenance"]["device"], _minutes(result["provenance"].get("minutes"))]
+        + ["; ".join(results.remarks(chapter, profile)) or "–"]
+        for chapter, profile, result in found
     ]
-    return _table(["Claim", "Title", "Kind", *results.RECORDED], rows)
+    head = ["Chapter", "Profile", *(s.capitalize() for s in statuses), "Device", "Minutes", "Remarks"]
+    missing = []
+    for profile in results.RECORDED:
+        numbers = [str(int(c[:2])) for c in paths.chapters() if (c, profile) not in counted]
+        if numbers:
+            missing.append(
+                f"Not recorded at the {profile} profile: chapter{'s' * (len(numbers) > 1)} {', '.join(numbers)}."
+            )
+    return "\n\n".join([*([table(head, rows)] if rows else []), *missing])
+
+
+def _measured(claim: dict[str, Any]) -> str:
+    """Return every measure with its 95% interval over seeds; more than one fold away."""
+    words = []
+    for name, measure in claim["measured"].items():
+        if measure["value"] is None:
+            words.append(f"{name} not finite")
+            continue
+        interval = "" if measure["ci95"] is None else " [{:.4g}, {:.4g}] (n={})".format(*measure["ci95"], measure["n"])
+        words.append(f"{name} = {measure['value']:.4g}{interval}")
+    if len(words) < 2:
+        return "".join(words) or "–"
+    return f"<details><summary>{len(words)} numbers</summary>{'<br>'.join(words)}</details>"
+
+
+def _claims_table() -> str:
+    """Return one row per claim of the book, with status and numbers at each profile that has a record."""
+    found = {(chapter, profile): result for chapter, profile, result in _recorded() if result}
+    profiles = [profile for profile in results.RECORDED if any(profile == p for _, p in found)]
+    rows: list[list[str]] = []
+    for chapter in dict.fromkeys(chapter for chapter, _ in found):
+        by_profile = {p: {c["id"]: c for c in found.get((chapter, p), {"claims": []})["claims"]} for p in profiles}
+        claims = {claim_id: claim for claims in by_profile.values() for claim_id, claim in claims.items()}
+        for claim_id, claim in claims.items():
+            row = [str(int(chapter[:2])), reference(claim_id, chapter, claim_id), claim["title"], claim["kind"]]
+            for profile in profiles:
+                here = by_profile[profile].get(claim_id)
+                row += [chip(here["status"], here["status"]), _measured(here)] if here else ["–", "–"]
+            rows.append(row)
+    heads = [head for profile in profiles for head in (f"Status ({profile})", f"Measured ({profile})")]
+    return table(["Chapter", "Claim", "Title", "Kind", *heads], rows)
 
 
 def page() -> str:
-    """Return the body of the scoreboard page (Markdown, below its heading) from the recorded results."""
-    parts = [
-        "Generated from the recorded results: nobody types a status. A theorem is *verified* when it was "
-        "checked to its tolerance; an experiment is *reproduced* when the rule written down beforehand "
-        "holds, *direction only* when a weaker one does, and *not reproduced* otherwise. *Needs cpu* and "
-        "*needs gpu* mean that the run was too small, or its data missing, to decide. Every rule also had "
-        "to fail for a deliberately wrong twin.",
-        table("../notebooks/"),
-    ]
-    for chapter in dict.fromkeys(chapter for chapter, _, result in _recorded() if result):
-        parts += [f"## {title(chapter)}", _claims_table(chapter)]
-    return "\n\n".join(parts) + "\n"
+    """Return the generated part of the scoreboard page: totals by chapter and profile, then every claim."""
+    claims = f":::{{container}} filterable\n{_claims_table()}\n:::" if any(r for *_, r in _recorded()) else ""
+    return (
+        "\n\n".join(["## By chapter", summary("../notebooks/"), "## Claim by claim", claims or "None recorded."]) + "\n"
+    )
 
 
-def _environment(chapter: str, run: str, result: results.Result) -> str:
+def provenance_rows(result: results.Result) -> list[tuple[str, object]]:
+    """Return what produced a results file as rows of a name and Markdown."""
     origin = result["provenance"]
     tree = {True: " with uncommitted changes", False: "", None: ""}[origin["dirty"]]
-    rows = [
-        ["Device", f"{origin['device']} ({origin['cpu_capability']}, {origin['threads']} threads)"],
-        ["System", origin["system"]],
-        ["Versions", ", ".join(f"{name} {number}" for name, number in origin["versions"].items())],
-        ["Determinism", ", ".join(f"{name}: {value}" for name, value in origin["deterministic"].items())],
-        ["Commit", f"`{origin['commit'][:12]}`{tree}"],
-        ["Digest of the sources", f"`{origin['digest'][:12]}`"],
-        ["Seed", origin["seed"]],
-        ["Settings", ", ".join(f"{name} = {value}" for name, value in origin["parameters"].items()) or "–"],
-        ["Minutes", _minutes(origin.get("minutes"))],
+    rows: list[tuple[str, object]] = [
+        ("Device", f"{origin['device']} ({origin['cpu_capability']}, {origin['threads']} threads)"),
+        ("System", origin["system"]),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in origin["versions"].items())),
+        ("Determinism", ", ".join(f"{name}: {value}" for name, value in origin["deterministic"].items())),
+        ("Commit", f"`{origin['commit'][:12]}`{tree}"),
+        ("Digest of the sources", f"`{origin['digest'][:12]}`"),
+        ("Seed", origin["seed"]),
+        ("Settings", ", ".join(f"{name} = {value}" for name, value in origin["parameters"].items()) or "–"),
+        ("Minutes", _minutes(origin.get("minutes"))),
     ]
     for card in origin["data"]:
         instead = f", standing in for {card['stands_in_for']}" if card["stands_in_for"] else ""
         sums = ", ".join(f"`{file}` {checksum[:12]}" for file, checksum in card["sha256"].items())
         text = f"{card['title']}{instead}; {card['shape']}; {card['licence']}; <{card['source']}>"
-        rows.append([f"Data: {card['name']} ({card['split']})", f"{text}; {sums}" if sums else text])
-    return f"### {title(chapter)}, {run}\n\n" + _table(["What", "Value"], rows)
+        rows.append((f"Data: {card['name']} ({card['split']})", f"{text}; {sums}" if sums else text))
+    return rows
+
+
+def _environment(chapter: str, run: str, result: results.Result) -> str:
+    return f"### {title(chapter)}, {run}\n\n" + table(["What", "Value"], provenance_rows(result))
 
 
 def environment_page(profile: str) -> str:
     """Return the environment page's body: provenance of this build at `profile` and of recorded runs."""
     fresh = [(chapter, results.read(chapter, profile)) for chapter in paths.chapters()]
     parts = [
-        "What produced the numbers of this book: generated from the provenance that every results file "
-        "carries. The digest covers a chapter's code cells, every module of the package that they import, "
-        "its claims, the lock file and the profile; a recorded result whose digest differs from today's is "
-        "called stale.",
         "## The chapters of this build",
         *[_environment(chapter, f"{profile} profile", result) for chapter, result in fresh if result],
         "## Recorded results",
@@ -148,7 +168,7 @@ def _held() -> tuple[int, int]:
     """Return how many claims hold and how many were judged, at each chapter's largest recorded profile."""
     best = {chapter: result for chapter, _, result in _recorded() if result}  # the later profile is the larger
     totals = [results.counts(result) for result in best.values()]
-    return (sum(t[s] for t in totals for s in _HELD), sum(t[s] for t in totals for s in _JUDGED))
+    return (sum(t[s] for t in totals for s in HELD), sum(t[s] for t in totals for s in _JUDGED))
 
 
 def badge() -> str:
@@ -176,7 +196,7 @@ def with_table(readme: str) -> str:
     _, end, after = rest.partition(_END)
     if not start or not end:
         raise CompanionError(f"README.md has no scoreboard section: it needs the lines {_START} and {_END}")
-    return f"{before}{_START}\n\n{table('notebooks/')}\n\n{_END}{after}"
+    return f"{before}{_START}\n\n{summary('notebooks/')}\n\n{_END}{after}"
 
 
 def publish() -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Callable, Collection
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import nbformat
 import yaml
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 
-from companion.chapters import notebooks, paths, scoreboard
+from companion.chapters import compare, crossrefs, errata, notebooks, paths, quotes, scoreboard
 from companion.chapters.present import numbers_file, present
 from companion.errors import CompanionError
 
 _MATHJAX = "tex-svg-full.js"  # one file, all TeX extensions, no fonts: works from file:// in every browser
+_GENERATED = "<!-- generated -->"  # where a page that is written by hand takes in what is made for it
 _REMOTE = re.compile(
     r"(?:https?://|ssh://|)(?:[^@/]+@)?(?P<host>[\w.-]*github[\w.-]*)(?::\d+)?[:/](?P<path>.+?)(?:\.git)?/?"
 )
@@ -37,17 +40,26 @@ def stage(profile: str) -> dict[str, NotebookNode]:
         name = path.relative_to(paths.root()).as_posix()
         if path.is_file() and not name.startswith(("book/claims/", "book/results/")):
             files[name] = path.read_bytes()
-    files |= _generated(profile)
+    files |= _pages(profile)
     whole = {}
-    for chapter in _chapters_in_toc():
+    for chapter in paths.contents():
         whole[chapter] = executed(chapter, profile)
-        copy = nbformat.from_dict(whole[chapter])
         drawn = {p.stem: p.read_bytes() for p in paths.figures_dir(chapter, profile).glob("*.csv")}
         files |= {f"notebooks/{numbers_file(chapter, name)}": text for name, text in drawn.items()}
-        page = present(copy, chapter, scoreboard.chips(chapter, profile), drawn)
-        files[f"notebooks/{chapter}.ipynb"] = notebooks.dumps(page).encode()
+        staged = page(nbformat.from_dict(whole[chapter]), chapter, profile, drawn)
+        files[f"notebooks/{chapter}.ipynb"] = notebooks.dumps(staged).encode()
     _update(paths.stage_dir(), files)
     return whole
+
+
+def page(copy: NotebookNode, chapter: str, profile: str, numbers: Collection[str]) -> NotebookNode:
+    """Return the page of a chapter, from a copy of its executed notebook: with chips, boxes, index and links.
+
+    Figures named in `numbers` get a link to their CSV.
+    """
+    if also := crossrefs.see_also(chapter):
+        copy.cells.append(new_markdown_cell(quotes.expand(also, "book/links.yml")))
+    return present(crossrefs.index(copy), chapter, scoreboard.chips(chapter, profile), numbers)
 
 
 def executed(chapter: str, profile: str) -> NotebookNode:
@@ -66,11 +78,6 @@ def executed(chapter: str, profile: str) -> NotebookNode:
     return grafted
 
 
-def _chapters_in_toc() -> list[str]:
-    text = (paths.root() / "_toc.yml").read_text("utf8")
-    return re.findall(r"^[^#\n]*file:\s*[\"']?notebooks/(\w+)", text, flags=re.MULTILINE)
-
-
 def _update(folder: Path, files: dict[str, bytes]) -> None:
     for path in [p for p in folder.rglob("*") if p.is_file()]:
         if path.relative_to(folder).as_posix() not in files:
@@ -81,17 +88,31 @@ def _update(folder: Path, files: dict[str, bytes]) -> None:
             paths.write_atomic(target, content)
 
 
-def _generated(profile: str) -> dict[str, bytes]:
-    bodies = {
-        "scoreboard": ("Scoreboard", scoreboard.page()),
-        "environment": ("Environment", scoreboard.environment_page(profile)),
-        "api": ("API reference", _api()),
+def _pages(profile: str) -> dict[str, bytes]:
+    """Return the book's pages with what is generated for them, and with quotes of recorded numbers filled in."""
+    made: dict[str, Callable[[], str]] = {
+        "scoreboard": scoreboard.page,
+        "errata": errata.page,
+        "comparison": compare.page,
+        "environment": lambda: scoreboard.environment_page(profile),
+        "api": _api,
     }
-    return {f"book/{name}.md": f"# {title}\n\n{body}".encode() for name, (title, body) in bodies.items()}
+    # Sphinx writes the index itself; this page only gives it a place in the table of contents.
+    pages = {"genindex.md": b"# Index\n"}
+    for path in sorted((paths.root() / "book").glob("*.md")):
+        name, text = f"book/{path.name}", path.read_text("utf8")
+        if text.count(_GENERATED) != (path.stem in made):
+            raise CompanionError(
+                f"{name}: the line {_GENERATED} stands once on {', '.join(made)}, and on no other page"
+            )
+        if path.stem in made:
+            text = text.replace(_GENERATED, made[path.stem]())
+        pages[name] = quotes.expand(text, name).encode()
+    return pages
 
 
 def _api() -> str:
-    parts = ["Every public name of the package `companion`, from its docstrings."]
+    parts = []
     for path in sorted(paths.package().rglob("*.py")):
         name = ".".join(("companion", *path.relative_to(paths.package()).with_suffix("").parts))
         name = name.removesuffix(".__init__")

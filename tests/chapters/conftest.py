@@ -14,6 +14,7 @@ CONFIG = """
 title: Tiny
 only_build_toc_files: true
 execute: {execute_notebooks: "off"}
+parse: {myst_enable_extensions: [attrs_inline, dollarmath]}
 repository: {url: https://github.com/someone/tiny, branch: main}
 launch_buttons: {colab_url: https://colab.research.google.com}
 sphinx:
@@ -29,12 +30,22 @@ root: book/intro
 chapters:
   - file: notebooks/01_tiny
   - file: book/notes
+  - file: book/glossary
+  - file: genindex
 """
 
 NOTES = """# Notes
 
 {numref}`first-line` and {numref}`second-line` are drawn there; {ref}`its claim <claim-01-c1>` has a box.
-See [the introduction](intro.md), and $e^{i\\pi} = -1$.
+It is {verdict}`01 C1`. See [the introduction](intro.md), and $e^{i\\pi} = -1$.
+"""
+
+GLOSSARY = """# Glossary
+
+```{glossary}
+figure
+  A picture.
+```
 """
 
 CLAIMS = """
@@ -102,6 +113,8 @@ def write_book(root: Path) -> Path:
         "_toc.yml": TOC,
         "book/intro.md": "# Tiny book\n\nA first page, about $x^2$.\n",
         "book/notes.md": NOTES,
+        "book/glossary.md": GLOSSARY,
+        "book/api.md": "# Reference\n\n<!-- generated -->\n",
         "book/claims/01_tiny.yml": CLAIMS,
         "notebooks/01_tiny.py": CHAPTER,
     }

@@ -1,6 +1,7 @@
 """The site: outputs grafted onto today's prose, rendered in increments, refused when a page is not whole."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,6 +36,10 @@ def test_build_renders_and_a_prose_edit_renders_only_its_page(executed_book: Pat
     assert 'class="claim claim-verified admonition" id="claim-01-c1"' in chapter
     assert "Fig. 2</span>" in notes
     assert "01_tiny.html#claim-01-c1" in notes
+    quoted = re.search(r'<span class="chip chip-not-recorded">(<a .*?</a>)</span>', notes)
+    assert quoted and "01_tiny.html#claim-01-c1" in quoted[1] and "1·C1 not recorded" in quoted[1]
+    index = (paths.html_dir() / "genindex.html").read_text()
+    assert 'href="book/glossary.html#term-figure"' in index and 'href="notebooks/01_tiny.html#index-0"' in index
     assert "(continued)" not in chapter
     assert "Injected" not in chapter
     assert "github/someone/tiny/blob/main/notebooks/01_tiny.ipynb" in chapter
@@ -141,6 +146,54 @@ def test_every_module_is_in_the_reference(executed_book: Path) -> None:
     assert "## companion.chapters.runner\n" in api
     assert ".. automodule:: companion.data\n" in api
     assert "companion.cli" not in api
+
+
+def test_what_is_generated_stands_where_its_page_says(executed_book: Path) -> None:
+    page = executed_book / "book" / "scoreboard.md"
+    page.write_text("# What holds\n\nBefore.\n\n<!-- generated -->\n\nAfter.\n")
+    stage.stage("smoke")
+    before, after = (paths.stage_dir() / "book" / "scoreboard.md").read_text().split("## By chapter")
+    assert before.startswith("# What holds\n\nBefore.") and after.rstrip().endswith("After.")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("scoreboard", "# What holds\n"),
+        ("errata", "<!-- generated --> <!-- generated -->"),
+        ("notes", "<!-- generated -->"),
+    ],
+)
+def test_a_page_without_its_marker_or_a_marker_without_its_page_is_refused(
+    executed_book: Path, name: str, text: str
+) -> None:
+    (executed_book / "book" / f"{name}.md").write_text(text)
+    with pytest.raises(
+        CompanionError, match=rf"book/{name}\.md: the line <!-- generated --> stands once on scoreboard"
+    ):
+        stage.stage("smoke")
+
+
+def test_a_wrong_quote_names_its_page(executed_book: Path) -> None:
+    _edit(executed_book / "book" / "notes.md", "{verdict}`01 C1`", "{verdict}`01 C5`")
+    with pytest.raises(CompanionError, match=r"book/notes\.md: \{verdict\}`01 C5`: 01_tiny has no claim C5"):
+        stage.stage("smoke")
+
+
+def test_the_links_of_a_chapter_close_its_page_and_not_its_download(executed_book: Path) -> None:
+    toc = executed_book / "_toc.yml"
+    toc.write_text(toc.read_text() + "  - file: notebooks/02_other\n")
+    (executed_book / "book" / "links.yml").write_text("- {claims: [01 C1, 02 C1], why: The same thing said twice.}\n")
+    (executed_book / "book" / "claims" / "02_other.yml").write_text(
+        (executed_book / "book" / "claims" / "01_tiny.yml").read_text().replace("01_tiny", "02_other")
+    )
+    with pytest.raises(CompanionError, match="no chapter named '02_other'"):
+        stage.stage("smoke")  # it is not there, but what closes the first chapter's page can be seen
+    copy = stage.executed("01_tiny", "smoke")
+    page = stage.page(nbformat.from_dict(copy), "01_tiny", "smoke", ())
+    assert page.cells[-1].source.startswith("## See also\n\n- {doc}`Chapter 2 </notebooks/02_other>`: The same thing")
+    assert "1·C1 not recorded <claim-01-c1>" in page.cells[-1].source
+    assert "See also" not in copy.cells[-1].source
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,46 @@ def test_a_finished_run_is_recorded_with_its_minutes(finished: Finished, book: P
     assert results.remarks("01_small", "cpu") == []
 
 
+def recorded_in(finished: Finished, device: str, status: str, minutes: float = 1.5) -> None:
+    origin = {"digest": "d", "dirty": False, "data": [], "device": device}
+    note = f'{{"minutes": {minutes}, "finished": "now"}}'
+    finished(note=note, claims=[claim("C1", status)], provenance=origin)
+    results.record("01_small", "cpu")
+
+
+def kept(what: str = "device") -> object:
+    found = results.previous("01_small", "cpu")
+    if found is None:
+        return None
+    return found["provenance"]["device"] if what == "device" else found["claims"][0]["status"]
+
+
+def test_recording_keeps_what_another_run_recorded_and_no_repetition(finished: Finished, book: Path):
+    recorded_in(finished, "A", "verified")
+    assert kept() is None
+    recorded_in(finished, "A", "verified", minutes=2.5)
+    assert kept() is None  # the same numbers again, only slower
+    assert results.recorded("01_small", "cpu")["provenance"]["minutes"] == 2.5
+    recorded_in(finished, "A", "reproduced")
+    assert (kept(), kept("status")) == ("A", "verified")
+    assert (book / "book/results/cpu/previous/01_small.json").is_file()
+
+
+def test_a_second_run_in_one_environment_does_not_push_out_another_environment(finished: Finished):
+    recorded_in(finished, "A", "verified")
+    recorded_in(finished, "B", "verified")
+    recorded_in(finished, "B", "reproduced")
+    assert (kept(), kept("status")) == ("A", "verified")
+    recorded_in(finished, "C", "verified")
+    assert (kept(), kept("status")) == ("B", "reproduced")
+
+
+def test_within_one_environment_the_last_run_is_kept(finished: Finished):
+    for status in ("verified", "reproduced", "direction only"):
+        recorded_in(finished, "A", status)
+    assert kept("status") == "reproduced"
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -26,6 +26,7 @@ def result(profile: str = "cpu", **origin: Any) -> dict[str, Any]:
                 "title": f"Title |{i}|",
                 "status": s,
                 "words": {"m": "1 ± 0.1 (n=2)"},
+                "measured": {"m": {"value": 1.0, "ci95": [0.1, 1.9], "n": 2}},
                 "control": None,
             }
             for i, kind, s in claims
@@ -67,35 +68,53 @@ def recorded(profile: str = "cpu", **origin: Any) -> None:
     results.record("01_small", profile)
 
 
-def test_the_table_links_counts_and_says_what_is_missing(book: Path):
+def test_the_summary_links_counts_and_says_what_is_missing(book: Path):
     recorded()
-    head, _, cpu, gpu = scoreboard.table("notebooks/").splitlines()
-    assert [cell.strip() for cell in head.split("|")[3:10]] == [status.capitalize() for status in results.STATUSES]
-    link = "[1. A small paper](notebooks/01_small.ipynb)"
-    assert cpu == f"| {link} | cpu | 1 | 0 | 0 | 1 | 0 | 1 | 0 | Fast <chip> | 1.5 | – |"
-    assert gpu.endswith("| – | – | not recorded |")
+    head, _, cpu, gap, missing = scoreboard.summary("notebooks/").splitlines()
+    # Statuses that no claim has get no column.
+    assert [cell.strip() for cell in head.split("|")[3:6]] == ["Verified", "Not reproduced", "Needs gpu"]
+    assert cpu == "| [1. A small paper](notebooks/01_small.ipynb) | cpu | 1 | 1 | 1 | Fast <chip> | 1.5 | – |"
+    assert (gap, missing) == ("", "Not recorded at the gpu profile: chapter 1.")
 
 
-def test_the_table_says_stale_uncommitted_and_stand_in(book: Path):
+def test_the_summary_says_stale_uncommitted_and_stand_in(book: Path):
     recorded(digest="old", dirty=True, data=[CARD])
-    row = scoreboard.table("").splitlines()[2]
+    row = scoreboard.summary("").splitlines()[2]
     assert row.endswith(
         "| stale: the source has changed since; run from uncommitted sources; digits stood in for mnist |"
     )
 
 
-def test_the_page_lists_each_claim_at_each_profile(book: Path):
+def test_the_page_lists_each_claim_at_each_recorded_profile_with_intervals(book: Path):
     recorded("cpu")
+    one = "[verified]{.chip .chip-verified} | m = 1 [0.1, 1.9] (n=2) |"
+    assert f"| 1 | C1 | Title \\|C1\\| | theorem | {one}\n" in scoreboard.page()
     recorded("gpu")
     page = scoreboard.page()
-    assert "](../notebooks/01_small.ipynb)" in page and "## 1. A small paper" in page
-    both = "verified: m = 1 ± 0.1 (n=2)"
-    assert f"| C1 | Title \\|C1\\| | theorem | {both} | {both} |" in page
+    assert "](../notebooks/01_small.ipynb)" in page and ":::{container} filterable\n| Chapter" in page
+    assert f"| theorem | {one} {one}\n" in page
     assert not page.startswith("# ")  # the page that holds it has its own heading
 
 
+def test_claims_lead_to_their_boxes_where_the_chapter_has_a_page(book: Path):
+    recorded()
+    (book / "_toc.yml").write_text("chapters:\n  - file: notebooks/01_small\n")
+    assert "| 1 | {ref}`C2 <claim-01-c2>` | Title" in scoreboard.page()
+
+
+def test_several_numbers_fold_away_and_what_is_not_finite_says_so(book: Path):
+    made = result()
+    made["claims"][0]["measured"]["k"] = {"value": None, "ci95": None, "n": 1}
+    results.write(made)
+    paths.run_file("01_small", "cpu").write_text('{"minutes": 1.5, "finished": "now"}')
+    results.record("01_small", "cpu")
+    folded = "<details><summary>2 numbers</summary>m = 1 [0.1, 1.9] (n=2)<br>k not finite</details>"
+    assert folded in scoreboard.page()
+
+
 def test_nothing_recorded_is_a_page_too(book: Path):
-    assert scoreboard.page().count("not recorded") == 2
+    page = scoreboard.page()
+    assert "Not recorded at the cpu profile: chapter 1." in page and "None recorded." in page and "|" not in page
     assert "none yet" in scoreboard.badge()
 
 
@@ -152,7 +171,7 @@ def test_publishing_replaces_the_section_and_writes_the_badge(book: Path):
     scoreboard.publish()
     once = (book / "README.md").read_text()
     assert once.startswith("# Book\n") and once.endswith("The end.\n") and "old" not in once
-    assert scoreboard.table("notebooks/") in once
+    assert scoreboard.summary("notebooks/") in once
     assert (book / "book/_static/badge.svg").read_text() == scoreboard.badge()
     scoreboard.publish()
     assert (book / "README.md").read_text() == once

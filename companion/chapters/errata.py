@@ -1,0 +1,86 @@
+"""Corrections to the papers and their code, as data in `book/errata.yml`, and the page made of them."""
+
+import re
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from companion.chapters import paths, results
+from companion.chapters.scoreboard import HELD, title
+from companion.errors import CompanionError
+
+_OF = {"paper": "Paper", "code": "Code", "post": "Post by an author", "related": "Related work"}
+
+
+class Erratum(BaseModel):
+    """One correction: where, what stands there, what is right, and the claims and tests that prove it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    chapter: Annotated[str, Field(pattern=r"^\d\d$")]
+    of: Literal["paper", "code", "post", "related"]
+    title: str = Field(min_length=5)
+    where: str = Field(min_length=5)
+    says: str = Field(min_length=20)
+    right: str = Field(min_length=20)
+    claims: list[Annotated[str, Field(pattern=r"^[A-Z]\d+[a-z]?$")]] = Field(default_factory=list)
+    tests: list[Annotated[str, Field(pattern=r"^tests/[\w/]+\.py::test_\w+$")]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _proved(self) -> Self:
+        if not (self.claims or self.tests):
+            raise ValueError(f"{self.title}: name the claims or tests that prove it")
+        return self
+
+
+def load() -> list[Erratum]:
+    """Return the errata in the order of the file; raises CompanionError for a file that is not well formed."""
+    file = paths.root() / "book" / "errata.yml"
+    if not file.is_file():
+        return []
+    try:
+        return [Erratum.model_validate(entry) for entry in yaml.safe_load(file.read_text(encoding="utf-8"))]
+    except (yaml.YAMLError, ValidationError) as error:
+        raise CompanionError(f"{file.name}: {' '.join(str(error).split())}") from error
+
+
+def unproved(erratum: Erratum) -> list[str]:
+    """Return one line for each claim that does not hold as recorded and each test that does not exist."""
+    chapter = next(name for name in paths.contents() if name.startswith(erratum.chapter))
+    result = results.recorded(chapter, "cpu") or {"claims": []}
+    status = {entry["id"]: entry["status"] for entry in result["claims"]}
+    found = [
+        f"{erratum.chapter} {claim}: {status.get(claim, 'not recorded')}"
+        for claim in erratum.claims
+        if status.get(claim) not in HELD
+    ]
+    for test in erratum.tests:
+        name, _, function = test.partition("::")
+        file = paths.root() / name
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if not re.search(rf"^def {function}\(", text, re.MULTILINE):
+            found.append(f"{test}: no such test")
+    return found
+
+
+def page() -> str:
+    """Return the errata page's body, chapter by chapter, with unexpanded verdicts."""
+    parts = []
+    for chapter in paths.contents():
+        entries = [erratum for erratum in load() if chapter.startswith(erratum.chapter)]
+        if entries:
+            parts.append(f"## {title(chapter)}")
+            parts += [_box(erratum) for erratum in entries]
+    return "\n\n".join(parts or ["Nothing recorded."]) + "\n"
+
+
+def _box(erratum: Erratum) -> str:
+    proof = [f"{{verdict}}`{erratum.chapter} {claim}`" for claim in erratum.claims]
+    proof += [f"`{test.partition('::')[2]}` in `{test.partition('::')[0]}`" for test in erratum.tests]
+    lines = [
+        f"**{_OF[erratum.of]}** ({erratum.where.strip()}): {erratum.says.strip()}",
+        f"**Right:** {erratum.right.strip()}",
+        f"**Checked by:** {', '.join(proof)}",
+    ]
+    body = "\n\n".join(lines)
+    return f":::{{admonition}} {erratum.title}\n:class: erratum\n\n{body}\n:::"

@@ -12,7 +12,7 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 
-from companion.chapters import notebooks, paths, scoreboard
+from companion.chapters import measured, notebooks, paths, scoreboard
 from companion.chapters.present import present
 from companion.errors import CompanionError
 
@@ -38,6 +38,7 @@ def stage(profile: str) -> dict[str, NotebookNode]:
         if path.is_file() and not name.startswith(("book/claims/", "book/results/")):
             files[name] = path.read_bytes()
     files |= _generated(profile)
+    files |= measured.pages()
     whole = {}
     for chapter in _chapters_in_toc():
         whole[chapter] = executed(chapter, profile)

@@ -13,7 +13,7 @@ export COMPANION_DATA := $(abspath $(COMPANION_DATA))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install book run test lint lab bench lock clean
+.PHONY: help install book run test lint lab bench scaling links lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,8 +55,14 @@ test: lint  ## lint, notebook pairs, unit tests, chapters (papermill and nbval),
 lab: $(READY)  ## JupyterLab on the notebooks; saving keeps the .py and .ipynb together
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-bench: $(READY)  ## speed of the vectorised routines against their plain loops
-	$(BIN)/pytest benchmarks --benchmark-only
+bench: $(READY)  ## one table of speed, kept in book/results/speed.json
+	$(BIN)/pytest benchmarks --record --quiet --benchmark-quiet
+
+scaling: $(READY)  ## the sweeps of the page on scaling, kept in book/results/scaling.json
+	$(BIN)/python benchmarks/scaling.py
+
+links: $(READY)  ## ask every web address of the staged book whether it answers (after make book; needs a network)
+	$(BIN)/sphinx-build -b linkcheck -c _build/stage _build/stage _build/links
 
 lock: $(READY)  ## rewrite requirements.lock from .venv
 	{ sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --exclude-editable --exclude companion \

@@ -1,7 +1,5 @@
 """Chapter 7's coupling flow: a training step against zuko's comparable flow, and an ensemble against one by one."""
 
-import time
-
 import torch
 from zuko.distributions import DiagNormal
 from zuko.flows import Flow as ZukoFlow
@@ -14,17 +12,6 @@ from companion.seeds import generator
 from companion.train import Ensemble
 
 SIZE, HIDDEN, COUPLINGS, BINS, BATCH = 64, 64, 4, 8, 256
-
-
-def seconds(step, repeats=5, steps=10):
-    step()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        for _ in range(steps):
-            step()
-        times.append((time.process_time() - start) / steps)
-    return min(times)
 
 
 def ours(seed):
@@ -58,8 +45,7 @@ def training_step(parameters, loss):
     return step
 
 
-def test_a_step_is_not_slower_than_zukos(benchmark, capsys):
-    torch.set_num_threads(1)
+def test_a_step_is_not_slower_than_zukos(speed):
     x = torch.randn(BATCH, SIZE, generator=generator(0, "x"))
     mine, rival = ours(0), theirs()
 
@@ -68,15 +54,12 @@ def test_a_step_is_not_slower_than_zukos(benchmark, capsys):
         return (0.5 * z.square().sum(-1) - logdet).mean()
 
     step = training_step(mine.parameters(), loss)
-    ratio = seconds(training_step(rival.parameters(), lambda: -rival().log_prob(x).mean())) / seconds(step)
-    benchmark(step)
-    with capsys.disabled():
-        print(f"\ntraining step of {COUPLINGS} couplings, width {HIDDEN}, batch {BATCH}: zuko / ours = {ratio:.2f}")
-    assert ratio >= 1.0
+    other = training_step(rival.parameters(), lambda: -rival().log_prob(x).mean())
+    what = f"chapter 7's flow ({COUPLINGS} couplings) against zuko's"
+    speed.compare("Against another implementation", what, step, other, least=1.0)
 
 
-def test_an_ensemble_of_flows(benchmark, capsys):
-    torch.set_num_threads(1)
+def test_an_ensemble_of_flows(speed):
     members, x = 8, torch.randn(64, SIZE, generator=generator(0, "x"))
     flows = [ours(k) for k in range(members)]
     together = Ensemble(flows)
@@ -87,8 +70,5 @@ def test_an_ensemble_of_flows(benchmark, capsys):
 
     step = training_step(together.parameters(), lambda: together.call(loss).sum())
     steps = [training_step(flow.parameters(), lambda flow=flow: loss(flow)) for flow in flows]
-    ratio = seconds(lambda: [one() for one in steps], 3, 3) / seconds(step, 3, 3)
-    benchmark.pedantic(step, rounds=3)
-    with capsys.disabled():
-        print(f"\ntraining {members} flows: one by one / as an ensemble = {ratio:.2f}")
-    assert ratio > 0.8
+    group = "Ensemble against a sequence"
+    speed.compare(group, f"{members} flows of chapter 7", step, lambda: [one() for one in steps], least=0.8, rounds=3)

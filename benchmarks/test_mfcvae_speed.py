@@ -1,7 +1,5 @@
 """Chapter 5's training step against one that builds torch.distributions objects at every step."""
 
-import time
-
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
@@ -40,17 +38,6 @@ def ours(model, x, eps):
     return negative_bound(["marginal"])(model, (x, torch.ones(2)), eps, hyper)[0]
 
 
-def seconds(function, repeats=5, inner=20):
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(inner):
-            function()
-        times.append((time.perf_counter() - start) / inner)
-    return min(times)
-
-
 def a_step(parameters, losses):
     """Backward and Adam, the same for all."""
     descent = torch.optim.Adam(parameters, lr=1e-3, fused=True)
@@ -63,25 +50,17 @@ def a_step(parameters, losses):
     return step
 
 
-def test_training_step(benchmark, capsys):
-    torch.set_num_threads(1)
+def test_training_step(speed):
     x = torch.rand(BATCH, SIZE, generator=generator(0, "x"))
     eps = [torch.randn(1, BATCH, d, generator=generator(0, "eps", d)) for d in LATENTS]
     one, other = a_model(), a_model()
     torch.testing.assert_close(ours(one, x, eps), straightforward(one, x, eps))
-
     ensemble = Ensemble([a_model(seed) for seed in range(SEEDS)])
     stacked = [noise.expand(SEEDS, *noise.shape) for noise in eps]
-    objects = seconds(a_step(other.parameters(), lambda: straightforward(other, x, eps)))
-    fused_step = a_step(one.parameters(), lambda: ours(one, x, eps))
-    alone = seconds(fused_step)
-    together = seconds(
-        a_step(ensemble.parameters(), lambda: ensemble.call(lambda model, e: ours(model, x, e), stacked).sum())
-    )
-    benchmark.pedantic(fused_step, rounds=20)
-    with capsys.disabled():
-        print(
-            f"\nMFCVAE step: distributions objects / ours = {objects / alone:.2f} for one model,"
-            f" {SEEDS * objects / together:.2f} for {SEEDS} seeds as an ensemble"
-        )
-    assert objects / alone > 2 or SEEDS * objects / together > 2
+    objects = a_step(other.parameters(), lambda: straightforward(other, x, eps))
+    alone = a_step(one.parameters(), lambda: ours(one, x, eps))
+    together = a_step(ensemble.parameters(), lambda: ensemble.call(lambda model, e: ours(model, x, e), stacked).sum())
+    group, what = "Against another implementation", "chapter 5's step against torch.distributions objects"
+    speed.compare(group, what, alone, objects, least=1.5)
+    what = f"{SEEDS} seeds of chapter 5 against torch.distributions objects"
+    speed.compare(group, what, together, lambda: [objects() for _ in range(SEEDS)], least=2)

@@ -1,7 +1,4 @@
-"""Vectorised Jacobians and regulariser against the plain loop over examples: at least ten times faster."""
-
-import statistics
-import time
+"""Chapter 1's Jacobians and regulariser for all examples at once, against the plain loop over examples and rows."""
 
 import pytest
 import torch
@@ -11,9 +8,12 @@ from companion.nn.likelihoods import CrossEntropy
 from companion.seeds import generator
 
 
-def problem():
-    net = NoisyMLP((64, 64, 64, 64, 10), generator=generator(0, "init")).requires_grad_(False)
-    return net, torch.randn(128, 64, generator=generator(0, "x"))
+def network():
+    return NoisyMLP((64, 64, 64, 64, 10), generator=generator(0, "init")).requires_grad_(False)
+
+
+def examples(count):
+    return torch.randn(count, 64, generator=generator(0, "x"))
 
 
 def loop_jacobians(net, x):
@@ -37,16 +37,6 @@ def loop_terms(net, x):
     return torch.stack(terms)
 
 
-def median_seconds(function, repeats):
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 @pytest.mark.parametrize(
     ("name", "vectorised", "looped"),
     [
@@ -54,13 +44,24 @@ def median_seconds(function, repeats):
         ("regulariser", lambda net, x: layer_terms(net, x, CrossEntropy), loop_terms),
     ],
 )
-def test_vectorised_beats_the_loop(benchmark, capsys, name, vectorised, looped):
-    torch.set_num_threads(1)
-    net, x = problem()
+def test_vectorised_beats_the_loop(speed, name, vectorised, looped):
+    net, x = network(), examples(128)
     for fast, slow in zip(vectorised(net, x), looped(net, x), strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
-    benchmark(vectorised, net, x)
-    ratio = median_seconds(lambda: looped(net, x), 3) / median_seconds(lambda: vectorised(net, x), 15)
-    with capsys.disabled():
-        print(f"\n{name}: vectorised {ratio:.0f} times faster than the loop (128 examples, 10 outputs)")
-    assert ratio > 10
+    what = f"{name} of 128 examples, 10 outputs"
+    speed.compare(
+        "Vectorised against a loop", what, lambda: vectorised(net, x), lambda: looped(net, x), least=10, rounds=3
+    )
+
+
+def test_cost_against_samples(speed):
+    net, counts = network(), [8, 16, 32, 64, 128]
+    speed.curve(
+        "samples",
+        "Jacobians of a classifier",
+        counts,
+        one_by_one=[lambda n=n: loop_jacobians(net, examples(n)) for n in counts],
+        all_at_once=[lambda n=n: output_jacobians(net, examples(n)) for n in counts],
+    )
+    loop, at_once = speed.curves[-1]["series"].values()
+    assert all(slow > 5 * fast for slow, fast in zip(loop, at_once, strict=True))

@@ -1,10 +1,5 @@
-"""What the training layer costs and gains: run with `pytest benchmarks/test_train_speed.py -s`.
+"""What the training layer costs and gains, and how a step's cost grows with seeds and parameters."""
 
-Processor time of one thread, best of several: wall time would measure the neighbours too.
-"""
-
-import time
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -12,6 +7,8 @@ import torch
 from torch import nn
 
 from companion.data.batches import Batches
+from companion.models.gaussian_noise_injections import NoisyMLP, noised_loss, regularised_loss, site_noise
+from companion.nn.likelihoods import CrossEntropy
 from companion.seeds import generator
 from companion.train import Ensemble, fit
 
@@ -66,27 +63,8 @@ def shared_data(count: int) -> list[Batches]:
     return [Batches(x, y, batch_size=64, seed=seed) for seed in range(count)]
 
 
-def seconds(*works: Callable[[], object], rounds: int) -> list[float]:
-    """Return the best time of each, measured in turns so that a busy spell hits all of them."""
-    best = [float("inf")] * len(works)
-    for _ in range(rounds):
-        for k, work in enumerate(works):
-            began = time.process_time()
-            work()
-            best[k] = min(best[k], time.process_time() - began)
-    return best
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("build", [MLP, Conv])
-def test_an_ensemble_against_its_members_one_after_the_other(benchmark, capsys, build):
+def test_an_ensemble_against_its_members_one_after_the_other(speed, build):
     sources = shared_data(MEMBERS)
 
     def together():
@@ -97,16 +75,13 @@ def test_an_ensemble_against_its_members_one_after_the_other(benchmark, capsys, 
         for seed in range(MEMBERS):
             fit(build(seed), loss, sources[seed], steps=STEPS, noise=noise, seed=seed)
 
-    benchmark.pedantic(together, rounds=1)
-    sequence, ensemble = seconds(in_sequence, together, rounds=3)
-    ratio = sequence / ensemble
-    with capsys.disabled():
-        print(f"\n{build.__name__}: {MEMBERS} members, {ratio:.2f} times as fast as in sequence")
-    if build is MLP:  # convolutions become grouped ones, which gain nothing on a CPU
-        assert ratio > 1.2
+    # Convolutions become grouped ones, which may gain nothing on a CPU.
+    least = 1.2 if build is MLP else 0.5
+    what = f"{MEMBERS} small {'networks' if build is MLP else 'convolutional networks'}, {STEPS} steps"
+    speed.compare("Ensemble against a sequence", what, together, in_sequence, least=least, rounds=2)
 
 
-def test_the_loop_costs_little_more_than_its_parts(benchmark, capsys):
+def test_the_loop_costs_little_more_than_its_parts(speed):
     """Against a bare loop of the same batches, noise, forward, backward and update."""
     source = batches(0)
 
@@ -123,9 +98,41 @@ def test_the_loop_costs_little_more_than_its_parts(benchmark, capsys):
     def ours():
         fit(MLP(0), loss, source, steps=STEPS, noise=noise)
 
-    benchmark.pedantic(ours, rounds=1)
-    plain, full = seconds(bare, ours, rounds=15)
-    with capsys.disabled():
-        extra = (full - plain) / STEPS * 1e6
-        print(f"\nfit: {full / plain:.2f} times the bare loop, {extra:.0f} µs more a step")
-    assert full < 1.5 * plain
+    what = f"fit, {STEPS} steps, against a bare loop"
+    speed.compare("Against another implementation", what, ours, bare, least=1 / 1.5, rounds=15)
+
+
+def test_cost_against_seeds(speed):
+    counts = [1, 2, 4, 8, 16, 32]
+    x, y = (tensor[:64] for tensor in batches(0).tensors)
+    draws = torch.randn(4, 64, 64, generator=generator(0, "noise"))
+    alone = [speed.stepper(MLP(seed), loss, (x, y), list(draws)) for seed in range(max(counts))]
+    together = [
+        speed.stepper(
+            Ensemble([MLP(seed) for seed in range(n)]), loss, (x, y), [site.expand(n, -1, -1) for site in draws]
+        )
+        for n in counts
+    ]
+    sequence = [lambda n=n: [one() for one in alone[:n]] for n in counts]
+    speed.curve("seeds", "a step of a small network", counts, one_by_one=sequence, as_one_program=together)
+    slow, fast = (ms[-1] for ms in speed.curves[-1]["series"].values())
+    assert slow > fast
+
+
+def test_cost_against_parameters(speed):
+    nets = [NoisyMLP((64, width, width, 10), generator=generator(0, "init")) for width in (32, 64, 128, 256, 512, 1024)]
+    batch = tuple(tensor[:64] for tensor in batches(0).tensors)
+    hyper, probe = {"variance": 0.1}, torch.ones(64, 10)
+    draws = [site_noise(net)(generator(0, "noise"), batch) for net in nets]
+    speed.curve(
+        "parameters",
+        "chapter 1's step",
+        [sum(p.numel() for p in net.parameters()) for net in nets],
+        noise_injections=[
+            speed.stepper(net, noised_loss(CrossEntropy), batch, noise, hyper)
+            for net, noise in zip(nets, draws, strict=True)
+        ],
+        explicit_regulariser=[speed.stepper(net, regularised_loss(CrossEntropy), batch, probe, hyper) for net in nets],
+    )
+    for ms in speed.curves[-1]["series"].values():
+        assert ms[-1] > ms[0]

@@ -1,6 +1,4 @@
-"""Chapter 2's training step, and attacks and Jacobians for many at once against one by one."""
-
-import time
+"""Chapter 2's VAEs: seeds as one ensemble, and attacks and Jacobians for many at once against one by one."""
 
 import torch
 
@@ -20,16 +18,6 @@ def vae(member, std=0.3):
     return GaussianVAE(encoder, mlp((LATENT, 64, 64, SIZE), "elu", generator=generator(member, "decoder")), std)
 
 
-def seconds(function, repeats=3):
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
 def train(module, members):
     seed = list(range(members)) if isinstance(module, Ensemble) else 0
     beta = torch.ones(members) if isinstance(module, Ensemble) else 1.0
@@ -37,18 +25,19 @@ def train(module, members):
     fit(module, negative_elbo(), batches, steps=20, noise=vae_noise(LATENT), seed=seed, hyper={"beta": beta})
 
 
-def test_training_step(benchmark, capsys):
-    torch.set_num_threads(1)
-    together = seconds(lambda: train(Ensemble([vae(m) for m in range(MEMBERS)]), MEMBERS))
-    apart = seconds(lambda: [train(vae(m), 1) for m in range(MEMBERS)])
-    benchmark.pedantic(lambda: train(vae(0), 1), rounds=3)
-    with capsys.disabled():
-        print(f"\ntraining {MEMBERS} VAEs: one by one / as an ensemble = {apart / together:.2f}")
-    assert apart / together > 0.5  # a wash on a CPU at this width; on a GPU it is the point
+def test_ten_seeds_as_one_ensemble(speed):
+    # A wash on a CPU at this width; on a GPU it is the point.
+    speed.compare(
+        "Ensemble against a sequence",
+        f"{MEMBERS} VAEs of chapter 2",
+        lambda: train(Ensemble([vae(m) for m in range(MEMBERS)]), MEMBERS),
+        lambda: [train(vae(m), 1) for m in range(MEMBERS)],
+        least=0.5,
+        rounds=3,
+    )
 
 
-def test_attacks_on_all_images_at_once(benchmark, capsys):
-    torch.set_num_threads(1)
+def test_attacks_on_all_images_at_once(speed):
     model, x = vae(0).requires_grad_(False), torch.rand(40, SIZE, generator=generator(0, "x"))
     clean = model.reconstruct(x)
 
@@ -58,24 +47,22 @@ def test_attacks_on_all_images_at_once(benchmark, capsys):
 
         return pgd(damage, x[rows], 1.0, steps=10, generator=generator(0, "attack"))
 
-    apart = seconds(lambda: [attack(slice(k, k + 1)) for k in range(len(x))])
-    together = seconds(lambda: attack(slice(None)))
-    benchmark(attack, slice(None))
-    with capsys.disabled():
-        print(f"\nattacks on {len(x)} images: one by one / at once = {apart / together:.0f}")
-    assert apart / together > 4
+    speed.compare(
+        "Vectorised against a loop",
+        f"attacks on {len(x)} images",
+        lambda: attack(slice(None)),
+        lambda: [attack(slice(k, k + 1)) for k in range(len(x))],
+        least=4,
+        rounds=3,
+    )
 
 
-def test_jacobians_of_the_decoder(benchmark, capsys):
-    torch.set_num_threads(1)
+def test_jacobians_of_the_decoder(speed):
     model, z = vae(0).requires_grad_(False), torch.randn(40, LATENT, generator=generator(0, "z"))
 
     def loop():
         return torch.stack([torch.autograd.functional.jacobian(model.decode, point) for point in z])
 
     torch.testing.assert_close(jacobians(model.decode, z), loop(), rtol=1e-4, atol=1e-5)
-    ratio = seconds(loop, 1) / seconds(lambda: jacobians(model.decode, z))
-    benchmark(jacobians, model.decode, z)
-    with capsys.disabled():
-        print(f"\nJacobians of {len(z)} codes, {SIZE} outputs: loop / vectorised = {ratio:.0f}")
-    assert ratio > 10
+    what = f"Jacobians of {len(z)} codes, {SIZE} outputs"
+    speed.compare("Vectorised against a loop", what, lambda: jacobians(model.decode, z), loop, least=10, rounds=2)

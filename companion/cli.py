@@ -129,6 +129,19 @@ def pair(
 
 
 @app.command()
+def new(
+    chapter: Annotated[str, typer.Argument(help="its name, such as 11_my_paper")],
+    title: Annotated[str, typer.Option("--title", "-t", help="the paper's title; the slug when left out")] = "",
+) -> None:
+    """Begin a chapter that runs: notebook, claims, model and test, and its entries in the book's pages."""
+    from companion.chapters.new import create
+
+    for file in create(chapter, title):
+        typer.echo(f"written {file.relative_to(paths.root())}")
+    typer.echo(f"next: companion run {chapter} --profile cpu, then companion record {chapter}, then make test")
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine can run, and what is missing."""
     from companion.chapters.doctor import examine

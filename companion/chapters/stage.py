@@ -14,7 +14,7 @@ import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from companion.chapters import compare, crossrefs, errata, notebooks, paths, quotes, scoreboard
+from companion.chapters import compare, crossrefs, errata, measured, notebooks, paths, quotes, scoreboard
 from companion.chapters.present import numbers_file, present
 from companion.errors import CompanionError
 
@@ -41,6 +41,7 @@ def stage(profile: str) -> dict[str, NotebookNode]:
         if path.is_file() and not name.startswith(("book/claims/", "book/results/")):
             files[name] = path.read_bytes()
     files |= _pages(profile)
+    files |= measured.pages()
     whole = {}
     for chapter in paths.contents():
         whole[chapter] = executed(chapter, profile)

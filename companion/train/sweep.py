@@ -94,6 +94,8 @@ def _dask(function: Run, configs: list[Row], files: Sequence[Path | None]) -> It
 
 
 def _run(function: Run, config: Row, path: Path | None) -> Row:
+    if path is not None and path.exists():  # another sweep was quicker, or dask lost the answer of a killed worker
+        return _read(path, config)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the number changes the last bits, and workers share the cores
     try:

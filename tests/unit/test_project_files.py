@@ -143,9 +143,9 @@ def test_citations_resolve() -> None:
     assert set().union(*(_cited(page.read_text("utf-8")) for page in pages)) <= set(known)
 
 
-def test_intro_lists_ten_papers_and_links_the_chapters_that_exist() -> None:
+def test_intro_lists_the_papers_and_links_the_chapters_that_exist() -> None:
     rows = re.findall(r"^\| (\d+) \|.*\|$", _text("book/intro.md"), re.MULTILINE)
-    assert rows == [str(number) for number in range(1, 11)]
+    assert len(rows) >= 10 and rows == [str(number) for number in range(1, len(rows) + 1)]
     table = [line for line in _text("book/intro.md").splitlines() if re.match(r"\| \d+ \|", line)]
     assert all(len(_cited(line)) == 1 for line in table)
     linked = {int(line.split("|")[1]): re.findall(r"</notebooks/(\w+)>", line) for line in table}

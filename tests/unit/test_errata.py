@@ -28,7 +28,7 @@ def test_every_correction_is_proved(erratum: errata.Erratum):
     assert errata.unproved(erratum) == []
 
 
-def test_there_are_corrections_for_every_chapter_that_claims_one():
+def test_the_list_is_there():
     assert len(CASES) > 10
 
 

@@ -62,7 +62,7 @@ scaling: $(READY)  ## the sweeps of the page on scaling, kept in book/results/sc
 	$(BIN)/python benchmarks/scaling.py
 
 links: $(READY)  ## ask every web address of the staged book whether it answers (after make book; needs a network)
-	$(BIN)/sphinx-build -b linkcheck -c _build/stage _build/stage _build/links
+	$(BIN)/jupyter-book build _build/stage --path-output _build/links --builder linkcheck
 
 lock: $(READY)  ## rewrite requirements.lock from .venv
 	{ sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --exclude-editable --exclude companion \

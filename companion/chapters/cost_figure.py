@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 def draw(curves: "Sequence[Curve]") -> bytes:
     """Return a PNG with one panel per curve, milliseconds on logarithmic axes."""
     figures.style()
-    fig, row = pyplot.subplots(1, len(curves), figsize=(3.6 * len(curves), 3.4), squeeze=False)
-    for axes, curve in zip(row[0], curves, strict=True):
+    rows = -(-len(curves) // 2)
+    fig, grid = pyplot.subplots(rows, 2, figsize=(7.2, 2.9 * rows), squeeze=False)
+    for spare in grid.flat[len(curves) :]:
+        spare.set_axis_off()
+    for axes, curve in zip(grid.flat, curves, strict=False):
         for (name, ms), marker in zip(curve.series.items(), "osD^", strict=False):
             axes.loglog(curve.x, ms, marker=marker, markersize=4, label=name)
         axes.set(xlabel=curve.against, ylabel="ms", title=curve.what)

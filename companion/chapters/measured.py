@@ -196,7 +196,7 @@ _ENGINES = {
 
 
 def _equal(difference: float) -> str:
-    return "the same bits" if difference == 0 else f"{difference:.1g} apart"
+    return "the same bits" if difference == 0 else f"relative difference {difference:.0e}"
 
 
 def _sweep(found: Scaling) -> str:
@@ -231,7 +231,10 @@ def _killed(found: Scaling) -> str:
 
 def _torchrun(found: Scaling) -> str:
     run = found.torchrun
-    rows = [["1", f"{run.alone:.1f}", "–"], [run.processes, f"{run.together:.1f}", _equal(run.difference)]]
+    rows: list[list[object]] = [
+        [1, f"{run.alone:.1f}", "–"],
+        [run.processes, f"{run.together:.1f}", _equal(run.difference)],
+    ]
     twice = "the same bits" if run.repeatable else "different bits"
     return (
         table(["Processes", f"{run.steps:,} steps, s", "Weights against one process"], rows)
@@ -251,8 +254,8 @@ def columns(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Return head and lines of a table of `rows`, without the columns in which nothing stands."""
     every: dict[str, Callable[[Row], str]] = {
         "What": lambda row: row.what,
-        "ms": lambda row: _size(row.ms),
-        "ms, the other": lambda row: _size(row.other_ms),
+        "Ours, ms": lambda row: _size(row.ms),
+        "The other, ms": lambda row: _size(row.other_ms),
         "Times as fast": lambda row: _size(row.ratio, 2),
         "Parameters": lambda row: _size(row.parameters),
         "Note": lambda row: row.note or "–",

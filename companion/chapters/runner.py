@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from companion.chapters import notebooks, paths, profiles, provenance, results
+from companion.chapters.lock import alone
 from companion.errors import CompanionError
 
 _CELLS = re.compile(rb"(\d+)/(\d+) \[")  # papermill's progress bar, on its standard error
@@ -161,7 +163,10 @@ def digest_file(chapter: str, profile: str) -> Path:
 
 def _cached(job: _Job) -> bool:
     note = digest_file(job.chapter, job.profile)
-    result = results.read(job.chapter, job.profile)
+    try:
+        result = results.read(job.chapter, job.profile)
+    except CompanionError:  # damaged: the run that writes it anew mends it
+        return False
     if result is None or not note.is_file() or not paths.executed_file(job.chapter, job.profile).is_file():
         return False
     if wanted := results.stand_ins(result):
@@ -190,12 +195,32 @@ def _run_all(waiting: list[_Job], at_once: int, progress: Progress) -> dict[str,
 
 
 def _run_one(job: _Job, progress: Progress, stop: threading.Event) -> Outcome:
+    path = paths.build_dir() / "locks" / job.profile / f"{job.chapter}.lock"
+    waiting = f"{job.chapter}: waiting for another run of it ({job.profile})"
+    try:
+        with alone(path, stop, lambda: progress.console.print(waiting)) as waited:
+            if waited and _cached(job):
+                return Outcome(job.chapter, "cached")
+            return _run_alone(job, progress, stop)
+    except CompanionError as problem:
+        return _failed(job, str(problem), progress, stop)
+
+
+def _failed(job: _Job, error: str, progress: Progress, stop: threading.Event, seconds: float = 0.0) -> Outcome:
+    if not stop.is_set():
+        progress.console.print(f"{error}\n{job.chapter}: FAILED (the last good copy, if any, is kept)")
+    return Outcome(job.chapter, "failed", seconds, error)
+
+
+def _run_alone(job: _Job, progress: Progress, stop: threading.Event) -> Outcome:
     start = time.monotonic()
-    folder = paths.build_dir() / "running" / job.profile / job.chapter
-    shutil.rmtree(folder, ignore_errors=True)
+    scratch = paths.build_dir() / "running" / job.profile / job.chapter
+    shutil.rmtree(scratch, ignore_errors=True)
     bar = progress.add_task(job.chapter, total=None)
     try:
-        folder.mkdir(parents=True)
+        scratch.mkdir(parents=True)
+        # A name of its own: the kernel of a runner that was killed may still be writing into the last one.
+        folder = Path(tempfile.mkdtemp(dir=scratch))
         code, log = _papermill(job, folder, stop, lambda n, total: progress.update(bar, completed=n, total=total))
         seconds = time.monotonic() - start
         if code == 0:
@@ -208,18 +233,17 @@ def _run_one(job: _Job, progress: Progress, stop: threading.Event) -> Outcome:
     except OSError as problem:
         error = f"cannot write under {paths.build_dir()}: {problem}"
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not stop.is_set():
-        progress.console.print(f"{error}\n{job.chapter}: FAILED (the last good copy, if any, is kept)")
-    return Outcome(job.chapter, "failed", time.monotonic() - start, error)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _failed(job, error, progress, stop, time.monotonic() - start)
 
 
 def _keep_failed(job: _Job, folder: Path) -> str:
-    """Keep the notebook as far as it came and return its traceback, or "" if the kernel died without one."""
+    """Keep the notebook as far as it came and return its traceback, or "" if there is none to be had."""
     executed = folder / "executed.ipynb"
-    if not executed.is_file():
+    try:
+        cells = nbformat.read(executed, as_version=4).cells
+    except (OSError, ValueError):  # not begun, or cut short by a full disk: papermill's own log says it
         return ""
-    cells = nbformat.read(executed, as_version=4).cells
     raised = [o for cell in cells for o in cell.get("outputs", []) if o.output_type == "error"]
     kept = paths.executed_file(job.chapter, job.profile).with_suffix(".failed.ipynb")
     paths.write_atomic(kept, executed.read_bytes())
@@ -229,22 +253,8 @@ def _keep_failed(job: _Job, folder: Path) -> str:
 def _papermill(job: _Job, folder: Path, stop: threading.Event, report: Any) -> tuple[int, str]:
     source = folder / "source.ipynb"
     source.write_text(notebooks.dumps(notebooks.read_source(paths.notebook(job.chapter))), "utf8")
-    command = [
-        sys.executable,
-        "-c",
-        _PAPERMILL,
-        str(source),
-        str(folder / "executed.ipynb"),
-        "--kernel",
-        "python3",
-    ]
-    command += [
-        "--cwd",
-        str(paths.notebook(job.chapter).parent),
-        "--progress-bar",
-        "-y",
-        json.dumps(job.parameters),
-    ]
+    command = [sys.executable, "-c", _PAPERMILL, str(source), str(folder / "executed.ipynb"), "--kernel", "python3"]
+    command += ["--cwd", str(paths.notebook(job.chapter).parent), "--progress-bar", "-y", json.dumps(job.parameters)]
     env = environment(job.profile, folder / "results", folder / "figures")
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
     log = b""

@@ -40,7 +40,10 @@ def _edit(path: Path, old: str, new: str) -> None:
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """The files under `folder`, but for the empty ones that runs lock."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"
+    }
 
 
 def _quick(book: Path) -> Path:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -187,6 +188,31 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_succeeds(tiny, folder
     tiny("good")
     data.fetch("tiny")
     assert len(left) == 1 and everything(folder) == COMPLETE
+
+
+SCRIPT = "import sys; from companion.data.cache import *; print(ensure(File(*sys.argv[1:3], sys.argv[3:]), 'tiny'))"
+
+
+def test_two_processes_that_fetch_the_same_file_at_once_both_get_it(tiny, folder):
+    file = tiny("good")[0]
+    command = [sys.executable, "-c", SCRIPT, file.path, file.sha256, *file.mirrors]
+    both = [subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].decode().strip() for process in both]
+    assert said == [str(folder / file.path)] * 2 and {process.returncode for process in both} == {0}
+    assert everything(folder) == [file.path] and cache.check(file) == "cached"
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(tiny, folder):
+    tiny("good")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))  # no file may grow beyond 20 bytes
+    try:
+        with pytest.raises(DataMissing, match="File too large"):
+            data.load("tiny")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert everything(folder) == []
+    assert len(data.load("tiny")) == 16
 
 
 def test_corrupt_file_is_fetched_anew(tiny, folder):

@@ -107,7 +107,77 @@ def test_workflow_runs_the_commands_of_the_makefile() -> None:
     assert {"book", "test"} <= _targets()
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "book/running.md"])
+def _release_notes(folder: Path, changelog: str, tag: str) -> subprocess.CompletedProcess[str]:
+    """Run the script of the release workflow in `folder`, whose package is at version 1.2.3."""
+    (folder / ".ci").mkdir(exist_ok=True)
+    script = folder / ".ci" / "release-notes"
+    script.write_text(_text(".ci/release-notes"))
+    script.chmod(0o755)
+    (folder / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
+    (folder / "CHANGELOG.md").write_text(changelog)
+    return subprocess.run([script, tag], capture_output=True, text=True)
+
+
+LOG = """\
+# Changelog
+
+## [Unreleased]
+
+- later
+
+## [1.2.3] - 2026-01-02
+
+- this
+
+## [1.2.2] - 2026-01-01
+
+- old
+"""
+
+
+@pytest.mark.parametrize(
+    ("changelog", "tag", "notes", "error"),
+    [
+        (LOG, "v1.2.3", "- this", ""),
+        (LOG, "v1.2.2", "", "pyproject.toml does not say 1.2.2"),
+        (LOG.replace("1.2.3", "1.2.30"), "v1.2.3", "", "no section [1.2.3]"),
+        (LOG.replace("- this\n", ""), "v1.2.3", "", "no section [1.2.3]"),
+    ],
+)
+def test_release_notes_are_the_section_of_the_version(tmp_path, changelog, tag, notes, error) -> None:
+    done = _release_notes(tmp_path, changelog, tag)
+    assert done.stdout.strip() == notes
+    assert (done.returncode == 0) == (error == "") and error in done.stderr
+
+
+def test_changelog_keeps_its_form() -> None:
+    heads = re.findall(r"^## (.*)$", _text("CHANGELOG.md"), re.MULTILINE)
+    assert heads[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+] - \d{4}-\d\d-\d\d", head) for head in heads[1:])
+    kinds = re.findall(r"^### (.*)$", _text("CHANGELOG.md"), re.MULTILINE)
+    assert kinds and set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_a_tag_releases_the_site_and_links_are_checked_weekly_without_blocking() -> None:
+    release, links, book = (_yaml(f".github/workflows/{name}.yml") for name in ("release", "links", "book"))
+    # YAML reads the key `on` as true.
+    assert list(release[True]) == ["push"] and release[True]["push"] == {"tags": ["v*"]}
+    steps = [step["run"] for step in release["jobs"]["release"]["steps"] if "run" in step]
+    assert [step.split()[0] for step in steps] == [".ci/release-notes", ".ci/run", "make", "tar", "gh"]
+    archive = re.search(r'--file "(\S+)"', steps[3])
+    assert archive and f'"{archive[1]}"' in steps[4]
+    assert os.access(ROOT / ".ci/release-notes", os.X_OK)
+    assert set(links[True]) == {"schedule", "workflow_dispatch"}  # neither push nor pull request waits for it
+    minute, hour, day, month, weekday = links[True]["schedule"][0]["cron"].split()
+    assert (day, month) == ("*", "*") and weekday.isdigit() and minute.isdigit() and hour.isdigit()
+    named = [step["run"] for step in links["jobs"]["links"]["steps"] if "run" in step]
+    assert {word for step in named for word in re.findall(r"make ([a-z]+)", step)} <= _targets()
+    assert release["env"] == links["env"] == book["env"]
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "book/running.md", "book/scaling.md", "book/speed.md"]
+)
 def test_documented_targets_exist(name: str) -> None:
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", _text(name), re.MULTILINE))
     assert named and named <= _targets()

@@ -2,7 +2,10 @@
 
 import json
 import os
+import resource
 import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ import torch
 
 from companion.errors import CompanionError
 from companion.train import sweep
+
+sweep_room = sys.modules["companion.train.sweep"]  # the package's name `sweep` is the function
 
 
 def square(config):
@@ -68,6 +73,41 @@ def test_a_killed_worker_costs_no_finished_run(tmp_path):
     rows = sweep(deadly, configs(tmp_path), n_jobs=2, folder=tmp_path / "rows")
     assert rows[:3] == finished and rows[3]["y"] == 9
     assert calls(tmp_path) == [0, 1, 2, 3]
+
+
+def test_what_another_sweep_has_done_meanwhile_is_read_and_not_done_again(tmp_path):
+    (one,) = sweep(square, configs(tmp_path, 1), n_jobs=1, folder=tmp_path / "rows")
+    (file,) = (tmp_path / "rows").iterdir()
+    # As a worker sees it whose task was handed out before that file was there, or whose first answer was lost.
+    again = sweep_room._run(square, configs(tmp_path, 1)[0], file)
+    assert again == one and calls(tmp_path) == [0]
+    file.unlink()
+    assert sweep_room._run(square, configs(tmp_path, 1)[0], file)["y"] == 0
+    assert calls(tmp_path) == [0, 0] and file.exists()
+
+
+def test_two_sweeps_at_once_on_one_folder_give_the_same_rows(tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(sweep, square, configs(tmp_path), n_jobs=1, folder=tmp_path / "rows") for _ in range(2)]
+    first, second = (future.result() for future in both)
+    assert [row["y"] for row in first] == [row["y"] for row in second] == [0, 1, 4, 9]
+    assert len(list((tmp_path / "rows").iterdir())) == 4
+
+
+def test_a_full_disk_costs_no_finished_run(tmp_path):
+    finished = sweep(square, configs(tmp_path, 2), n_jobs=1, folder=tmp_path / "rows")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, hard))  # no file may grow beyond 60 bytes
+    try:
+        with pytest.raises(CompanionError, match=r"cannot write .*File too large; free some space"):
+            sweep(
+                square, [dict(c, log=os.devnull) for c in configs(tmp_path, 3)][2:], n_jobs=1, folder=tmp_path / "rows"
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(list((tmp_path / "rows").iterdir())) == 2, "nothing half-written is left"
+    rows = sweep(square, configs(tmp_path, 3), n_jobs=1, folder=tmp_path / "rows")
+    assert rows[:2] == finished and rows[2]["y"] == 4
 
 
 def test_a_run_that_raises_is_heard_and_the_finished_ones_stay(tmp_path):

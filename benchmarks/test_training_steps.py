@@ -5,10 +5,12 @@ import torch
 
 from companion.chapters import paths, scoreboard
 from companion.models import certified_vae, gaussian_noise_injections, harmonic_vae, identifiable_ica, mfcvae
+from companion.models import relaxed_responsibility_vq as rrvq
 from companion.models import robustness_theory as robustness
 from companion.models.bijective_ica import Bijecta, negative_elbo
 from companion.nn.gaussian_vae import GaussianVAE, mlp
 from companion.nn.likelihoods import CrossEntropy
+from companion.nn.pixel_likelihoods import Bernoulli
 from companion.nn.sketches import sketch
 from companion.nn.spline_flows import Flow
 from companion.seeds import generator
@@ -71,6 +73,14 @@ def chapter_07():
     flow = Flow((28, 28, 1), levels=2, steps=2, hidden=32, generator=weights("flow")).initialise(images().cpu())
     unmixing = sketch("orthonormal", 64, PIXELS, generator=weights("unmixing"))
     return Bijecta(flow, unmixing, rho=4), negative_elbo, (images(),), None, {}
+
+
+def chapter_08():
+    shape = rrvq.Shape((1, 28, 28), 7, ((1, 4), (2, 3), (4, 1)), 32, 64, 32)
+    module = rrvq.Ladder(shape, Bernoulli(), levels=2, generator=weights())
+    batch = (images().round(), torch.tensor(1.0, device=DEVICE), torch.tensor(0.5, device=DEVICE))
+    noise = rrvq.slot_noise(shape)(torch.Generator(DEVICE).manual_seed(0), batch)
+    return module, rrvq.relaxed_loss, batch, noise, {"hard": 0.0, "coolest": 0.0}
 
 
 @pytest.mark.parametrize("chapter", paths.chapters())

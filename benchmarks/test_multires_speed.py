@@ -7,7 +7,6 @@ import torch
 
 from companion.models.hierarchical_vae import HVAE
 from companion.nn.haar import band_energies
-from companion.nn.pixel_likelihoods import bernoulli
 from companion.seeds import generator
 from companion.train import Ensemble
 
@@ -61,7 +60,8 @@ def test_an_ensemble_of_hierarchies(benchmark, capsys):
 
     def loss(member):
         trace = member(2 * x - 1, noise)
-        return (bernoulli(trace.output, x) + trace.kl.sum(0)).mean()
+        misfit = torch.nn.functional.binary_cross_entropy_with_logits(trace.output, x, reduction="none")
+        return misfit.sum() / len(x) + trace.kl.sum(0).mean()
 
     def step():
         together.zero_grad()

@@ -51,8 +51,8 @@ def norm_clock_elbo(
 ) -> float:
     """Return the ELBO per dimension of a shared posterior that reads its time from the state's norm, Monte Carlo.
 
-    The gain and the ratio are the exact ones at the time t̂ whose expected z² along the exact posterior equals |z|²/dim
-    (rounded to a step). With |z|²/dim = E z² this is the exact posterior; dim is how precise the clock is.
+    The gain and the ratio are those of the exact posterior at the time whose expected z² equals the mean of z² over
+    the dimensions (rounded to a step). With infinitely many dimensions this is the exact posterior.
     """
     gains, ratios = exact_gains(steps, s, tau)
     x = x_var**0.5 * torch.randn(draws, dim, generator=generator, dtype=torch.float64)
@@ -77,7 +77,8 @@ def norm_clock_elbo(
 def follmer_drift(z: Tensor, t: float, weights: Tensor, means: Tensor, stds: Tensor) -> Tensor:
     """Return the drift of the diffusion dZ = u dt + dW from Z_0 = 0 to a mixture of Gaussians at t = 1, `[...]`.
 
-    u(z, t) = d/dz log E f(z + √(1 − t) ε) with f the ratio of the target to N(0, 1); closed form, stds below 1.
+    u(z, t) = d/dz log E f(z + √(1 − t) ε) with f the ratio of the target to N(0, 1), in closed form. Needs
+    1 + (1/s² − 1)(1 − t) > 0.
     """
     # target_k / N(0, 1) is, up to a constant, a Gaussian in y with precision a = 1/s² − 1 and linear term m/s².
     a, b = 1 / stds**2 - 1, means / stds**2

@@ -1,7 +1,7 @@
 """A hierarchical VAE from layer strings (see `layer_strings`), whose cells may share weights."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +16,15 @@ class Trace(NamedTuple):
     """A pass through the decoder: output, KL per cell `[cells, batch]`, and with `record` what else it met.
 
     `surprise`: log q(z) − log p(z) at the sample, per cell `[cells, batch]`; `log_ratio`: mean of log σ_q²/σ_p² per
-    cell `[cells, batch]`; `entries`, `states`: the state that enters and leaves each cell.
+    cell `[cells, batch]`; `price`: nats of the KL that are due to unequal variances; `entries`, `states`: the
+    state that enters and leaves each cell.
     """
 
     output: Tensor
     kl: Tensor
     surprise: Tensor
     log_ratio: Tensor
+    price: Tensor
     entries: list[Tensor]
     states: list[Tensor]
 
@@ -36,7 +38,8 @@ class HVAE(nn.Module):
     `normalise` (True: each state rescaled to root mean square 1), `clock` (True: cells are told their place by a
     learnt vector), `sync` (True: cell i reads the mirrored encoder block), `every`: only
     each k-th cell has a latent; `fourier` (True: sin and cos of the pixels as inputs). `gaussian_start`: the first
-    state is a latent with prior N(0, I) around the learnt constant. `naive_scale`: residual scale by distinct blocks.
+    state is a latent with prior N(0, I) around the learnt constant. `naive_scale`: residual scale by distinct blocks;
+    `last`: that scale itself. `enlarge(state, factor)` is the way to a finer resolution, nearest upsampling.
     """
 
     keep: Tensor | None
@@ -46,6 +49,7 @@ class HVAE(nn.Module):
     noisy: Tensor | None
     fourier: Tensor | None
     first: Block | None
+    enlarge: Callable[[Tensor, int], Tensor]
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class HVAE(nn.Module):
         fourier: bool | None = None,
         gaussian_start: bool = False,
         naive_scale: bool = False,
+        last: float | None = None,
     ) -> None:
         super().__init__()
         generator = generator or torch.Generator()
@@ -75,13 +80,13 @@ class HVAE(nn.Module):
         self.resolutions = sorted({step.resolution for step in self.down_path})
         inputs = channels * (1 if fourier is None else 1 + 2 * len(FREQUENCIES))
         self.stem = conv(inputs * patch**2, width, 3, generator=generator)
-        last = residual_scale(self.up_path, naive=naive_scale)
+        self.enlarge = nearest
+        scales = [last or residual_scale(path, naive=naive_scale) for path in (self.up_path, self.down_path)]
         self.blocks = nn.ModuleList(
-            Block(width, middle, width, wide=w, last=last, generator=generator) for w in wide(self.up_path)
+            Block(width, middle, width, wide=w, last=scales[0], generator=generator) for w in wide(self.up_path)
         )
-        last = residual_scale(self.down_path, naive=naive_scale)
         self.cells = nn.ModuleList(
-            Cell(width, middle, latents, wide=w, scale=last, generator=generator) for w in wide(self.down_path)
+            Cell(width, middle, latents, wide=w, scale=scales[1], generator=generator) for w in wide(self.down_path)
         )
         self.starts = nn.ParameterDict({str(r): nn.Parameter(torch.zeros(width, r, r)) for r in self.resolutions})
         self.gain, self.shift = nn.Parameter(torch.ones(width, 1, 1)), nn.Parameter(torch.zeros(width, 1, 1))
@@ -140,7 +145,7 @@ class HVAE(nn.Module):
         parts = list(noise.split(self._noise_sizes(path), 1))
         heat = torch.as_tensor(temperature, dtype=noise.dtype, device=noise.device).expand(len(path)).log()
         states: dict[int, Tensor] = {}
-        rates, surprises, ratios, entries, exits = [], [], [], [], []
+        rates, surprises, ratios, prices, entries, exits = [], [], [], [], [], []
         extra = None
         if self.first is not None:
             r = self.resolutions[0]
@@ -175,7 +180,9 @@ class HVAE(nn.Module):
                 exits.append(x)
             if record and skips is not None:
                 surprises.append((noisy * surprise(near, prior, eps)).flatten(1).sum(1))
-                ratios.append(2 * (posterior.log_std - prior.log_std).flatten(1).mean(1))
+                ratio = 2 * (posterior.log_std - prior.log_std)
+                ratios.append(ratio.flatten(1).mean(1))
+                prices.append((noisy * 0.5 * (ratio.exp() - 1 - ratio)).flatten(1).sum(1))
         output = self.head(states[self.resolutions[-1]] * self.gain + self.shift)
         if self.patch > 1:
             output = functional.pixel_shuffle(output, self.patch)
@@ -183,8 +190,9 @@ class HVAE(nn.Module):
             rates[0] = rates[0] + extra[0]
             surprises[:1] = [value + extra[1] for value in surprises[:1]]
         none = noise.new_zeros(len(path), len(noise))
-        first, second, third = (torch.stack(rows) if rows else none for rows in (rates, surprises, ratios))
-        return Trace(full_precision(output), first, second, third, entries, exits)
+        stacks = (torch.stack(rows) if rows else none for rows in (rates, surprises, ratios, prices))
+        one, two, three, four = stacks
+        return Trace(full_precision(output), one, two, three, four, entries, exits)
 
     def _cell(self, step: Step) -> Cell:
         cell = self.cells[step.block]
@@ -197,7 +205,7 @@ class HVAE(nn.Module):
             x = self.starts[str(step.resolution)].expand(batch, -1, -1, -1)
         if step.mixin is not None:
             # The inclusion of the coarser space: the constant of this resolution is all that is new.
-            x = x + functional.interpolate(states[step.mixin], scale_factor=step.resolution // step.mixin)
+            x = x + self.enlarge(states[step.mixin], step.resolution // step.mixin)
         return x
 
     def _skip(self, skips: Sequence[Tensor], place: int, path: Sequence[Step]) -> Tensor:
@@ -225,6 +233,11 @@ def parameter_count(encoder: str, decoder: str, **options: Any) -> int:
     """Return the number of parameters of `HVAE(encoder, decoder, **options)` without allocating any."""
     with torch.device("meta"):
         return sum(p.numel() for p in HVAE(encoder, decoder, **options).parameters())
+
+
+def nearest(x: Tensor, factor: int) -> Tensor:
+    """Return the inclusion of a coarse state in a space finer by `factor`."""
+    return functional.interpolate(x, scale_factor=factor)
 
 
 def rms(x: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ def kl(q: Gaussian, p: Gaussian) -> Tensor:
 class Cell(nn.Module):
     """The top-down cell, a two-step Euler step of length `time` (1 as published).
 
-    x₊ = x + u(x)·time + W z with z ~ N(m·time, s²·time), then x' = x₊ + R(x₊)·time; (m, s) are the prior's or the
-    posterior's, and both read x before u is added.
+    x₊ = x + (u(x) + bias of W)·time + W z with z ~ N(m·time, s²·time), then x' = x₊ + R(x₊)·time; (m, s) are the
+    prior's or the posterior's, and both read x before u is added.
     """
 
     def __init__(
@@ -95,7 +95,10 @@ class Cell(nn.Module):
         told: Tensor | None = None,
     ) -> Tensor:
         """Return the next state; `keep` = 0 replaces the state at both half steps, `told` is added to what R reads."""
-        x = (x if keep is None else keep * x) + (drift if time == 1 else time * drift) + self.lift(z.to(x.dtype))
+        lifted = self.lift(z.to(x.dtype))
+        if time != 1 and self.lift.bias is not None:  # the bias of W belongs to the drift
+            lifted = lifted - (1 - time) * self.lift.bias[:, None, None]
+        x = (x if keep is None else keep * x) + (drift if time == 1 else time * drift) + lifted
         change = self.residual(x if told is None else x + told)
         return (x if keep is None else keep * x) + (change if time == 1 else time * change)
 

@@ -9,6 +9,8 @@ from torch.nn import functional
 from companion.models.hvae_cell import conv
 from companion.nn.haar import pool, up
 
+Edit = Callable[[Tensor], Tensor]
+
 DOWN: Mapping[str, Callable[[Tensor], Tensor]] = {
     "average": pool,
     "max": lambda x: functional.max_pool2d(x, 2),
@@ -52,23 +54,22 @@ class UNet(nn.Module):
         self.head = conv(width, 1, 1, generator=generator)
         self.register_buffer("kind", torch.tensor([float(down == name) for name in DOWN]))
 
-    def forward(self, x: Tensor, cut: str | None = None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def forward(self, x: Tensor, edit: Edit | None = None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Return the image and, from coarse to fine, (upsampled coarse state, what the decoder adds to it).
 
-        `cut` takes a part of the finest skip away: "detail" leaves its projection, "coarse" leaves its detail.
+        `edit` changes the finest skip `[batch, width, 2^J, 2^J]` before the decoder reads it.
         """
         rungs: list[tuple[Tensor, Tensor]] = []
-        state = self._rung(self.stem(x), self.levels, cut, rungs)
+        state = self._rung(self.stem(x), self.levels, edit, rungs)
         return self.head(functional.gelu(state)), rungs
 
-    def _rung(self, x: Tensor, level: int, cut: str | None, rungs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _rung(self, x: Tensor, level: int, edit: Edit | None, rungs: list[tuple[Tensor, Tensor]]) -> Tensor:
         x = x + self.forth[level](functional.gelu(x))
         if level == 0:
             return x
         smaller = sum(weight * down(x) for weight, down in zip(self.kind, DOWN.values(), strict=True))
         coarse = up(self._rung(smaller, level - 1, None, rungs))
-        smooth = up(pool(x))
-        skip = {None: x, "detail": smooth, "coarse": x - smooth}[cut]
+        skip = x if edit is None else edit(x)
         added = self.back[level - 1](functional.gelu(torch.cat([skip, coarse], 1)))
         rungs.append((coarse, added))
         return coarse + added

@@ -27,12 +27,12 @@ def pool(x: Tensor, times: int = 1) -> Tensor:
 
 
 def up(x: Tensor, times: int = 1) -> Tensor:
-    """Return x with every pixel repeated on a block of 2^times × 2^times: the inclusion of V_-j in V_-j-times."""
+    """Return x with every pixel repeated on a block of 2^times × 2^times: the inclusion of V(−j) in V(−j−times)."""
     return x.repeat_interleave(2**times, -1).repeat_interleave(2**times, -2)
 
 
 def project(x: Tensor, level: int) -> Tensor:
-    """Return the L2 projection of x on V_-level, at the resolution of x."""
+    """Return the L2 projection of x on V(−level), at the resolution of x."""
     times = levels(x) - level
     return up(pool(x, times), times)
 
@@ -53,7 +53,7 @@ def synthesise_once(coarse: Tensor, details: Tensor) -> Tensor:
 
 
 def analyse(x: Tensor) -> list[Tensor]:
-    """Return the full orthonormal transform: `[..., 1, 1]`, then details of W_-1, ..., W_-J, `[..., 3, 2^(j-1), .]`."""
+    """Return the orthonormal transform: `[..., 1, 1]`, then details of W(−1), ..., W(−J) with 3 channels."""
     bands: list[Tensor] = []
     for _ in range(levels(x)):
         x, details = analyse_once(x)
@@ -70,11 +70,11 @@ def synthesise(bands: list[Tensor]) -> Tensor:
 
 
 def band_energies(x: Tensor) -> Tensor:
-    """Return the squared L2 norms of the parts of x in V_0, W_-1, ..., W_-J: `[..., J + 1]`, summing to mean x²."""
+    """Return the squared L2 norms of the parts of x in V(0), W(−1), ..., W(−J): `[..., J + 1]`, summing to mean x²."""
     norms = [pool(x, times).square().mean((-2, -1)) for times in range(levels(x), -1, -1)]
     return torch.stack([norms[0], *(fine - coarse for coarse, fine in pairwise(norms))], -1)
 
 
 def coefficients_per_band(level: int) -> Tensor:
-    """Return the number of Haar coefficients in V_0, W_-1, ..., W_-level."""
+    """Return the number of Haar coefficients in V(0), W(−1), ..., W(−level)."""
     return torch.tensor([1, *(3 * 4 ** (j - 1) for j in range(1, level + 1))])

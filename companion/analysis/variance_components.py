@@ -150,8 +150,13 @@ def runs_needed(ratio: float, against: float = 1.0, target: float = 0.8) -> int:
     """Return the smallest number of runs per arm with that power; CompanionError where no number will do."""
     if math.isclose(ratio, against):
         raise CompanionError("no number of runs tells a ratio from itself")
-    n = np.arange(2, 100_001)
-    enough = np.flatnonzero(power(ratio, n, against) >= target)
-    if not len(enough):
-        raise CompanionError(f"more than {n[-1]:,} runs per arm")
-    return int(n[enough[0]])
+    enough = 2
+    while power(ratio, enough, against) < target:  # the power grows with the runs: double, then halve the gap
+        enough *= 2
+        if enough > 1_000_000:
+            raise CompanionError("more than a million runs per arm")
+    low = enough // 2
+    while enough - low > 1:
+        middle = (low + enough) // 2
+        low, enough = (low, middle) if power(ratio, middle, against) >= target else (middle, enough)
+    return enough

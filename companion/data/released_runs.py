@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from companion.errors import CompanionError
 
-SOURCE = "https://github.com/miguelmorin/reproducibility (commit 861d443: resnet_same_seed.csv, resnet_different_seeds.csv)"
+SOURCE = (
+    "https://github.com/miguelmorin/reproducibility (commit 861d443: resnet_same_seed.csv, resnet_different_seeds.csv)"
+)
 SHA256 = "779c8703f02c6da7dab0c22f5626799b03044ca46c95579e6fcdea768223be9c"
 ARMS = ("same_seed", "different_seeds")
 # Standard deviations (ddof 0) as the README of that repository prints them, in the order of its columns

@@ -7,6 +7,7 @@ descent with heavy ball at a learning rate that falls linearly to 0. Every run i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class Trained(NamedTuple):
 def initial(slots: Sequence[Slot], sizes: Sequence[int], *, seed: int, dtype: torch.dtype) -> list[Tensor]:
     """Return He-normal weights, drawn in float32 for every dtype, with the one-ulp changes made in `dtype`."""
     layers = []
-    for k, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for k, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         drawn = {
             s: torch.randn(fan_in, fan_out, generator=generator(seed, "weights", s, k)) * math.sqrt(2 / fan_in)
             for s in {slot.weights for slot in slots}

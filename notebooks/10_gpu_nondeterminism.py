@@ -54,9 +54,9 @@ from companion.models.nondeterminism import (
     PermutedRows,
     Recipe,
     Slot,
+    final_scores,
     initial,
     score,
-    tested,
     train,
 )
 from companion.nn.likelihoods import SquaredError
@@ -157,7 +157,7 @@ fresh = bitwise.fresh_runs(s.processes, steps=s.child_steps, follow=s.child_foll
 # %% tags=["hide-input"]
 nested_slots = [Slot(k, k, rows=r) for k in range(s.seeds) for r in range(s.repeats)] + [Slot(k, k, ulp=ulp_entry(r)) for k in range(s.seeds) for r in range(s.repeats)]  # fmt: skip
 sweep = {
-    steps: tested(train(nested_slots, x, y, Recipe(steps), seed=seed), x_test, y_test)
+    steps: final_scores(train(nested_slots, x, y, Recipe(steps), seed=seed), x_test, y_test)
     for steps in s.lengths
 }
 SHAPE = (2, s.seeds, s.repeats)
@@ -472,7 +472,7 @@ display(Markdown("\n".join(["| true sd ratio | share | power at 50: differs from
 # $\mathrm{Var}_h\,\mathrm{err}_S = n^{-2}\sum_{ij}\mathrm{Cov}_h(e_i,e_j)$. For $i\neq j$ the expectation over two independent examples is $\mathrm{Var}_h(E_xe(x,h)) = \mathrm{Var}_h\,\mathrm{err}(h)$; there are $n(n-1)$ such terms. The diagonal terms are $\varepsilon_i(1-\varepsilon_i)$.
 # :::
 #
-# With $R$ runs both variances are estimated with $R - 1$ in the denominator, which keeps the estimate unbiased {cite}`jordan2023calibrated`. The check simulates runs of varying quality on examples of varying difficulty.
+# With $R$ runs both variances are estimated with $R - 1$ in the denominator, which keeps the estimate unbiased {cite}`jordan2023variance`. The check simulates runs of varying quality on examples of varying difficulty.
 
 
 # %% tags=["hide-input"]
@@ -691,7 +691,7 @@ flat_slots = [slot for group in arm_slots.values() for slot in group]
 arms = {}
 for steps in (SHORT, LONG):
     run = train(flat_slots, x, y, Recipe(steps), seed=seed)
-    found = tested(run, x_test, y_test)
+    found = final_scores(run, x_test, y_test)
     arms[steps] = {
         arm: type(found)(*(part.view(len(arm_slots), n_arm, *part.shape[1:])[k] for part in found))
         for k, arm in enumerate(arm_slots)

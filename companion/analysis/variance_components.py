@@ -23,6 +23,11 @@ def _runs(values: ArrayLike, axes: int = 1) -> Array:
     return array
 
 
+def _variance(array: Array) -> Array:
+    # The mean of equal numbers may be rounded; equal runs have no variance all the same
+    return np.where(np.ptp(array, axis=-1) > 0, array.var(-1, ddof=1), 0.0)
+
+
 class Ratio(NamedTuple):
     """Ratio of standard deviations with its 95% interval, and the two-sided p of the F test for equal variances."""
 
@@ -40,7 +45,7 @@ def sd_ratio(fixed: ArrayLike, free: ArrayLike, level: float = 0.95) -> Ratio:
     """
     a, b = _runs(fixed), _runs(free)
     m, n = a.shape[-1] - 1, b.shape[-1] - 1
-    top, bottom = a.var(-1, ddof=1), b.var(-1, ddof=1)
+    top, bottom = _variance(a), _variance(b)
     if not np.all(bottom > 0):
         raise CompanionError("the free runs have no spread, so there is nothing to compare with")
     f = top / bottom
@@ -105,8 +110,8 @@ def nested(values: ArrayLike, level: float = 0.95) -> Nested:
     y = _runs(values, axes=2)
     seeds, repeats = y.shape[-2:]
     means = y.mean(-1)
-    within = y.var(-1, ddof=1).mean(-1)
-    between_squares = repeats * means.var(-1, ddof=1)
+    within = _variance(y).mean(-1)
+    between_squares = repeats * _variance(means)
     if not np.all(within + between_squares > 0):
         raise CompanionError("no spread at all, so there are no shares of it")
     with np.errstate(divide="ignore"):

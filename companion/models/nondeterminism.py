@@ -152,7 +152,7 @@ def score(scores: Tensor, y: Tensor) -> Scored:
     return Scored(loss.cpu(), (classes == y).double().mean(1).cpu(), classes.cpu())
 
 
-def tested(run: Trained, x: Tensor, y: Tensor) -> Scored:
+def final_scores(run: Trained, x: Tensor, y: Tensor) -> Scored:
     """Return the test metrics of all slots on x `[n, in]`, y `[n]`."""
     with torch.no_grad():
         stacked = x.to(run.recipe.dtype).expand(len(run.weights[0]), -1, -1)

@@ -89,7 +89,9 @@ def _epoch_rows(slots: Sequence[Slot], n: int, recipe: Recipe, seed: int, epoch:
     chosen = torch.stack([drawn[slot.order][: steps * recipe.batch].view(steps, -1) for slot in slots])
     for k, slot in enumerate(slots):
         if slot.rows is not None:
-            keys = torch.rand(steps, recipe.batch, generator=generator(seed, "rows", *slot[:3], epoch))
+            keys = torch.rand(
+                steps, recipe.batch, generator=generator(seed, "rows", slot.weights, slot.order, slot.rows, epoch)
+            )
             chosen[k] = chosen[k].gather(1, keys.argsort(1))
     return chosen
 

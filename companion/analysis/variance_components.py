@@ -68,7 +68,7 @@ def bootstrap_ratio(
 
 
 def permutation_p(fixed: ArrayLike, free: ArrayLike, *, draws: int, rng: np.random.Generator) -> float:
-    """Return the two-sided permutation p of equal spread: runs centred by arm, statistic |log sd ratio|."""
+    """Return the two-sided permutation p of equal spread: runs centred by arm, absolute log of the sd ratio."""
     a, b = _runs(fixed), _runs(free)
     pool = np.concatenate([a - a.mean(), b - b.mean()])
 

@@ -1,0 +1,41 @@
+"""Many runs as slots of one batched product against the same runs one after the other."""
+
+import time
+
+import torch
+
+from companion.models.nondeterminism import Recipe, Slot, train
+from companion.seeds import generator
+
+REPLICAS, STEPS = 40, 20
+
+
+def seconds(function, repeats=3):
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_replicas(benchmark, capsys):
+    torch.set_num_threads(1)
+    x, y = torch.randn(500, 64, generator=generator(0, "x")), torch.arange(500) % 10
+    slots = [Slot(k, k) for k in range(REPLICAS)]
+    recipe = Recipe(STEPS)
+
+    def together():
+        return train(slots, x, y, recipe, seed=0)
+
+    def one_by_one():
+        return [train([slot], x, y, recipe, seed=0) for slot in slots]
+
+    stacked, alone = together(), one_by_one()
+    torch.testing.assert_close(stacked.weights[1][3], alone[3].weights[1][0], rtol=1e-2, atol=1e-3)
+    ratio = seconds(one_by_one) / seconds(together)
+    benchmark.pedantic(together, rounds=5)
+    with capsys.disabled():
+        print(f"\n{REPLICAS} runs one by one / as slots of one program = {ratio:.1f}")
+    assert ratio > 3

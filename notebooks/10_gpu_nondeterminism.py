@@ -1261,7 +1261,7 @@ print(f"ratio {pilot:.2f}, 95 % interval {pilot / factor:.2f} to {pilot * factor
 # ````{solution-start} nondet-ex-runs
 # :class: dropdown
 # ````
-# $n = 2(1.96+0.84)^2\sigma^2/\Delta^2$. If seeds are shared by both methods and execution is what is left, the seed part cancels in pairs and only the execution part of the variance counts: pairing gains little where execution dominates.
+# $n = 2(1.96+0.84)^2\sigma^2/\Delta^2$. Without execution noise only the seeds' part of the variance is left. If instead a seed moved both methods alike, equal seeds would cancel in pairs and leave the execution: pairing gains little where execution dominates.
 
 # %%
 sigma = free_rows[ACCURACY].std(ddof=1)
@@ -1269,7 +1269,7 @@ share = float(exact_ratio["accuracy"].value) ** 2
 for words, variance in (
     ("all drawn anew", sigma**2),
     ("equal seeds, paired", share * sigma**2),
-    ("equal seeds, deterministic, same path", (1 - share) * sigma**2),
+    ("no execution noise, seeds drawn anew", (1 - share) * sigma**2),
 ):
     print(f"{words}: {math.ceil(2 * 2.8**2 * variance / 0.002**2)} runs of each")
 

@@ -6,6 +6,7 @@ Bytes are compared, not values: NaN differs from NaN, and 0 equals -0, for `==`.
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -54,9 +55,10 @@ def fresh_runs(processes: int, *, steps: int, follow: tuple[int, ...]) -> list[d
     """
     # -I: no user settings and no environment of this one, or the comparison would not be of fresh processes
     command = [sys.executable, "-I", str(Path(fresh_process.__file__)), json.dumps({"steps": steps, "follow": follow})]
+    patient = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # two threads on a busy machine would spin
     found = []
     for _ in range(processes):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=patient)
         if done.returncode:
             raise CompanionError(f"the fresh process failed: {done.stderr.strip().splitlines()[-1:]}")
         found.append(json.loads(done.stdout))

@@ -1,7 +1,5 @@
 """Many runs as slots of one batched product against the same runs one after the other."""
 
-import time
-
 import torch
 
 from companion.models.nondeterminism import Recipe, Slot, train
@@ -10,18 +8,7 @@ from companion.seeds import generator
 REPLICAS, STEPS = 40, 20
 
 
-def seconds(function, repeats=3):
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def test_replicas(benchmark, capsys):
-    torch.set_num_threads(1)
+def test_replicas(speed):
     x, y = torch.randn(500, 64, generator=generator(0, "x")), torch.arange(500) % 10
     slots = [Slot(k, k) for k in range(REPLICAS)]
     recipe = Recipe(STEPS)
@@ -34,8 +21,6 @@ def test_replicas(benchmark, capsys):
 
     stacked, alone = together(), one_by_one()
     torch.testing.assert_close(stacked.weights[1][3], alone[3].weights[1][0], rtol=1e-2, atol=1e-3)
-    ratio = seconds(one_by_one) / seconds(together)
-    benchmark.pedantic(together, rounds=5)
-    with capsys.disabled():
-        print(f"\n{REPLICAS} runs one by one / as slots of one program = {ratio:.1f}")
-    assert ratio > 3
+    speed.compare(
+        "Ensemble against a sequence", f"{REPLICAS} runs of chapter 10's network", together, one_by_one, least=3
+    )

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from companion.chapters import paths, scoreboard
 from companion.models import certified_vae, gaussian_noise_injections, harmonic_vae, identifiable_ica, mfcvae
 from companion.models import relaxed_responsibility_vq as rrvq
 from companion.models import robustness_theory as robustness
 from companion.models.bijective_ica import Bijecta, negative_elbo
+from companion.models.hierarchical_vae import HVAE
+from companion.models.keras_resnet import build
 from companion.nn.gaussian_vae import GaussianVAE, mlp
 from companion.nn.likelihoods import CrossEntropy
 from companion.nn.pixel_likelihoods import Bernoulli
@@ -81,6 +84,23 @@ def chapter_08():
     batch = (images().round(), torch.tensor(1.0, device=DEVICE), torch.tensor(0.5, device=DEVICE))
     noise = rrvq.slot_noise(shape)(torch.Generator(DEVICE).manual_seed(0), batch)
     return module, rrvq.relaxed_loss, batch, noise, {"hard": 0.0, "coolest": 0.0}
+
+
+def chapter_09():
+    module = HVAE("14r3d2,7r3", "7r3,14m7r3", width=32, middle=16, latents=4, patch=2, generator=weights())
+
+    def loss(model, batch, noise, hyper):
+        trace = model(2 * batch[0] - 1, noise)
+        misfit = binary_cross_entropy_with_logits(trace.output, batch[0], reduction="none").flatten(1).sum(1)
+        return (misfit + trace.kl.sum(0)).mean(), {}
+
+    return module, loss, (images().round().view(BATCH, 1, 28, 28),), normal(BATCH, module.noise_size()), {}
+
+
+def chapter_10():
+    module = build("small", width=16, channels=1, generator=weights())
+    batch = (images().view(BATCH, 1, 28, 28), torch.arange(BATCH).to(DEVICE) % 10)
+    return module, lambda model, given, noise, hyper: (cross_entropy(model(given[0]), given[1]), {}), batch, None, {}
 
 
 @pytest.mark.parametrize("chapter", paths.chapters())

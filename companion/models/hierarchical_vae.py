@@ -37,11 +37,12 @@ class HVAE(nn.Module):
     what a flag needs exists only where it is given at all: `keep` (False: states replaced, not incremented),
     `normalise` (True: each state rescaled to root mean square 1), `clock` (True: cells are told their place by a
     learnt vector), `sync` (True: cell i reads the mirrored encoder block), `every`: only
-    each k-th cell has a latent; `fourier` (True: sin and cos of the pixels as inputs). `gaussian_start`: the first
-    state is a latent with prior N(0, I) around the learnt constant. `naive_scale`: residual scale by distinct blocks;
-    `last`: that scale itself. `enlarge(state, factor)` is the way to a finer resolution, nearest upsampling.
+    each k-th cell has a latent; `fourier` (True: sin and cos of the pixels as inputs); `gaussian_start` (True: the
+    first state is a latent with prior N(0, I) around the learnt constant). `naive_scale`: residual scale by distinct
+    blocks; `last`: that scale itself. `enlarge(state, factor)` is the way to a finer resolution, nearest upsampling.
     """
 
+    start: Tensor | None
     keep: Tensor | None
     normalise: Tensor | None
     clock: Tensor | None
@@ -69,7 +70,7 @@ class HVAE(nn.Module):
         sync: bool | None = None,
         every: int | None = None,
         fourier: bool | None = None,
-        gaussian_start: bool = False,
+        gaussian_start: bool | None = None,
         naive_scale: bool = False,
         last: float | None = None,
     ) -> None:
@@ -93,9 +94,16 @@ class HVAE(nn.Module):
         self.head = conv(width, outputs * patch**2, 1, generator=generator)
         self.places = None if clock is None else nn.Parameter(torch.zeros(len(self.down_path), width, 1, 1))
         self.first = None
-        if gaussian_start:
+        if gaussian_start is not None:
             self.first = Block(width, middle, 2 * width, wide=False, last=1.0, generator=generator)
-        flags = {"keep": keep, "normalise": normalise, "clock": clock, "sync": sync, "fourier": fourier}
+        flags = {
+            "start": gaussian_start,
+            "keep": keep,
+            "normalise": normalise,
+            "clock": clock,
+            "sync": sync,
+            "fourier": fourier,
+        }
         for name, flag in flags.items():
             self.register_buffer(name, None if flag is None else torch.tensor(float(flag)))
         noisy = None if every is None else torch.tensor([float(k % every == 0) for k in range(len(self.down_path))])
@@ -147,10 +155,10 @@ class HVAE(nn.Module):
         states: dict[int, Tensor] = {}
         rates, surprises, ratios, prices, entries, exits = [], [], [], [], [], []
         extra = None
-        if self.first is not None:
+        if self.first is not None and self.start is not None:
             r = self.resolutions[0]
             origin, extra = self._origin(parts.pop(), skips)
-            states[r] = self.starts[str(r)] + origin
+            states[r] = self.starts[str(r)] + self.start * origin
         for place, step in enumerate(path):
             cell, x = self._cell(step), self._enter(step, states, len(noise))
             if scale and place in scale:
@@ -216,13 +224,13 @@ class HVAE(nn.Module):
         return skips[-1] + self.sync * (mirrored - skips[-1])
 
     def _origin(self, eps: Tensor, skips: Mapping[int, Sequence[Tensor]] | None) -> tuple[Tensor, list[Tensor]]:
-        assert self.first is not None
+        assert self.first is not None and self.start is not None
         r = self.resolutions[0]
         eps = eps.view(-1, self.width, 1, 1)
         prior = law = Gaussian(torch.zeros_like(eps), torch.zeros_like(eps))
         if skips is not None:
             law = Gaussian(*map(full_precision, self.first(skips[r][-1].mean((2, 3), keepdim=True)).chunk(2, 1)))
-        costs = [kl(law, prior).flatten(1).sum(1), surprise(law, prior, eps).flatten(1).sum(1)]
+        costs = [self.start * cost.flatten(1).sum(1) for cost in (kl(law, prior), surprise(law, prior, eps))]
         return (law.mean + law.log_std.exp() * eps).expand(-1, -1, r, r), costs
 
 

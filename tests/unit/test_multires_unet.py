@@ -516,7 +516,7 @@ def test_the_scrubber_needs_no_network_and_names_every_frame():
         ("C3b", dict(share=[0.8, 0.9], damage=[0.3, 0.3]), dict(share=[0.75, 0.9])),
         ("C16", dict(low=-0.01, high=0.015), dict(high=0.03)),
         ("B1", dict(loss=[1.02, 1.03], stack=[1.1, 1.2]), dict(stack=[1.01, 1.2])),
-        ("B4", dict(price=[0.8, 0.9]), dict(price=[3.0, 3.0])),
+        ("B4", dict(price=0.9), dict(price=3.0)),
         ("C15", dict(cost=[2.0, 1.5]), dict(cost=[2.0, 0.5])),
         ("C19", dict(order=1.0, memory=1.0), dict(memory=0.0)),
         ("B2", dict(exact=1e-12, shared=0.54, clock=0.02, low=1.1, growth=1.01), dict(clock=0.5)),

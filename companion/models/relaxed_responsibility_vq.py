@@ -128,7 +128,7 @@ class Layer(nn.Module):
         return h if prior is None else h + prior
 
     def log_prior(self, u: Tensor) -> Tensor:
-        """Return log p(z_l | z_>l) `[batch, slots, K]`."""
+        """Return the log-probability of each code given the layers above, `[batch, slots, K]`."""
         h = self.prior_output(u)
         if h is None:
             codes = len(self.codebook.mean)

@@ -1219,12 +1219,12 @@ else:
 #
 # - **The abstract's numbers are not those of its labels** (C3a, C4a, B1). The spread called accuracy is that of the penalised loss. An sd of 0.02 would be more than five times the binomial spread of an accuracy on 10,000 images. With all runs the ratios are 0.759 (loss) and 0.902 (accuracy) where the README's are 0.739 and 0.872. Whether the tables of the
 #   paper carry the same labels is unknown here; only the abstract was seen. None of this touches the finding that seeds did not make the GPU's results equal.
-# - **"Dominates" is not in the released data** (C5a): the intervals contain one half of the variance, and all of it. With 50 runs an arm, and the estimates taken as true, the chance to show it was small (table of powers); it would have taken many hundred runs for the loss. The bootstrap and the rank-free tests agree with the F interval; the README's selection alone makes the F test significant.
-# - **In the emulation it does dominate, late** (C5b, C9): after short training execution is negligible, after long training it is most of the variance. The claim is therefore one about *amplification and length of training*, of which the GPU is one trigger among others: one ulp in one weight does the same (C8), so do two threads for one. This is the reading of Summers and Dinneen
+# - **"Dominates" is not in the released data** (C5a): the intervals contain one half of the variance, and all of it. With 50 runs an arm, and the estimates taken as true, the chance to show it was small (table of powers); for the loss the table asks for between one and four thousand runs an arm. The bootstrap and the rank-free tests agree with the F interval; the README's selection alone makes the F test significant.
+# - **In the emulation it does dominate, late** (C5b, C9): after short training execution is negligible, after long training it is most of the variance. The claim is therefore one about *amplification and length of training*, of which the GPU is one trigger among others. One ulp in one weight gives much the same spread (C8), though the interval of its own share still contains one half, and two threads for one start the same growth. This is the reading of Summers and Dinneen
 #   {cite}`summers2021nondeterminism` and Jordan {cite}`jordan2023variance`, measured on a small network whose learning rate was chosen so that it amplifies. {numref}`nondet-amplification` shows configurations that hardly do.
 # - **An emulation is not a GPU.** C3b and C4b say that a network with permuted rows has ratios compatible with the paper's; so would many others, since 50 runs an arm allow a factor of 1.33 either way. They do not confirm the paper's numbers, they show what kind of process gives such numbers. C1d and C11a need the device. Nothing here was measured on one.
 # - **One fixed seed is one draw** ({numref}`nondet-shares`, right): at short training the spread over executions differs between seeds by orders of magnitude, and the paper has only seed 0. The nested interval assumes one common variance within seeds and normal runs; where seeds are that uneven, its 95 % is nominal. B2's control shows what heavy tails do to it.
-# - **Jordan's decomposition** (C10b): on 1,297 test digits free seeds still differ on the distribution after the longest training, less than after short training but by more than half; the network is small, its errors are few, and its learning rate large. The split halves of executions alone correlate weakly (B5), with 50 runs too weakly to call.
+# - **Jordan's decomposition** (C10b): on 1,297 test digits free seeds still differ on the distribution after the longest training, less than after short training but by more than half; the network is small, its errors are few, and its learning rate large. The split halves of executions alone correlate weakly (B5), with 50 runs too weakly to call; that correlation is inside B5's rule and would still leave more on the distribution than C10b's half. Batch statistics at test time come from the test batch, so errors on different examples are not quite independent given the run.
 # - **A ResNet on images** (B6) disagrees with itself much less than with another seed after some epochs: its rounding has grown, and not yet saturated. Neither the size of C8 nor, at this budget, a third of it is reached. Three seeds, one learning rate, chosen on other seeds.
 # - **The book, by its own test** (B4): at chapter 1's own number of steps its ratio stays below its bound in every run, seeds and executions alike. The order of rows in the sums alone moves it visibly, less than the seed does; with so few runs the interval ends just below the value at which both would weigh the same. A single run of chapter 1 would not be evidence; its rule judges a mean over seeds. Every
 #   chapter's claims should be read with that in mind.
@@ -1242,7 +1242,7 @@ else:
 # ````{solution-start} nondet-ex-pilot
 # :class: dropdown
 # ````
-# Four degrees of freedom on each side give $\sqrt{F_{0.975;4,4}} = 3.1$: the interval reaches from far below one half to above 5. Nothing follows.
+# Four degrees of freedom on each side give $\sqrt{F_{0.975;4,4}} = 3.1$: the interval reaches from just above one half to above 5. Nothing follows.
 
 # %%
 factor = stats.f.ppf(0.975, 4, 4) ** 0.5
@@ -1277,7 +1277,7 @@ for words, variance in (
 # ````{solution-end}
 # ````
 #
-# ```{exercise} Does averaging weights buy stability?
+# ```{exercise} Does averaging predictions buy stability?
 # :label: nondet-ex-ensemble
 # Average the predicted probabilities of the executions of one seed. By how much does the disagreement between seeds fall, and what did it cost?
 # ```

@@ -686,7 +686,7 @@ display(
     HTML(
         scrubber(
             [ladder_frame(0, j) for j in range(top + 1)],
-            [f"Level {j}: {4**j} squares, relative squared error {float(relative[j, 0]):.2f}" for j in range(top + 1)],
+            [f"Level {j}: {4**j} {'squares' if j else 'square'}, relative squared error {float(relative[j, 0]):.2f}" for j in range(top + 1)],
             title="A digit through the resolutions: move the slider",
         )
     )
@@ -1112,7 +1112,7 @@ shared, distinct, once = (nats[k, "free"] for k in ("shared", "distinct", "once"
 chapter.claim(
     "C13",
     gain=lower(once - shared), mean=float((once - shared).mean()), parameters=PARAMETERS["shared"] / PARAMETERS["once"],
-    control=dict(gain=lower(once - distinct), parameters=PARAMETERS["distinct"] / PARAMETERS["once"]),
+    control=dict(gain=lower(once - again("once", "free")), parameters=PARAMETERS["once"] / PARAMETERS["once"]),
 )  # fmt: skip
 chapter.claim(
     "C13b",

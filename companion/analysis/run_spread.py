@@ -64,11 +64,11 @@ def group_excess(wrong: Tensor, groups: Tensor) -> Tensor:
     """Return, over groups of examples, the mean variance of a group's error rate over its independent-errors value.
 
     1 for a group whose examples err independently of each other; how far above says how much a run moves the group
-    as a whole. Groups without any change over runs do not count.
+    as a whole. Groups without any change over runs do not count; NaN where no group changes.
     """
     found = []
     for group in groups.unique():
         parts = error_variance(wrong[:, groups == group])
         if parts.independent > 0:
             found.append(parts.test / parts.independent)
-    return torch.stack(found).mean()
+    return torch.stack(found).mean() if found else torch.tensor(torch.nan, dtype=torch.float64)

@@ -82,7 +82,7 @@ def logits(weights: Sequence[Tensor], x: Tensor, product: torch.dtype | None = N
     return times(x, weights[-1])
 
 
-def _epoch_rows(slots: Sequence[Slot], n: int, recipe: Recipe, seed: int, epoch: int) -> Tensor:
+def epoch_rows(slots: Sequence[Slot], n: int, recipe: Recipe, seed: int, epoch: int) -> Tensor:
     """Return the examples of every step of an epoch, `[slots, steps, batch]`, rows permuted where a slot asks."""
     steps = n // recipe.batch
     drawn = {s: torch.randperm(n, generator=generator(seed, "order", s, epoch)) for s in {t.order for t in slots}}
@@ -121,7 +121,7 @@ def train(
     for step in range(recipe.steps):
         epoch, place = divmod(step, per_epoch)
         if place == 0:
-            chosen = _epoch_rows(slots, len(x), recipe, seed, epoch).to(x.device)
+            chosen = epoch_rows(slots, len(x), recipe, seed, epoch).to(x.device)
         rows = chosen[:, place]
         scores = logits(weights, x[rows], recipe.product)
         loss = cross_entropy(scores.flatten(0, 1), y[rows].flatten(), reduction="sum") / recipe.batch

@@ -365,8 +365,9 @@ def test_a_control_arm_without_variance_changes_the_status(rows):
     table = np.random.default_rng(0).standard_normal((24, 4))
     whole, seeds_only = vc.nested(table), vc.nested(np.repeat(table[:, :1], 4, 1))
     nothing = {"share": 0.0, "low": 0.0}
-    assert status("C5b", nothing, share=whole.share, low=whole.low) == "reproduced"
-    assert status("C5b", nothing, share=seeds_only.share, low=seeds_only.low) == "not reproduced"
+    beside = {"ulp": 0.5, "ulp_low": 0.2}
+    assert status("C5b", nothing, share=whole.share, low=whole.low, **beside) == "reproduced"
+    assert status("C5b", nothing, share=seeds_only.share, low=seeds_only.low, **beside) == "not reproduced"
 
 
 def test_swapped_columns_change_the_status(rows):
@@ -418,8 +419,13 @@ def test_a_ratio_read_as_a_share_does_not_dominate(rows):
         ("C8", {"loss": 0.84, "churn": 0.99}, {"churn": 0.5}),
         (
             "C9",
-            {"short": 0.1, "middle": 0.5, "long": 0.8, "short_high": 0.2, "long_low": 0.7},
+            {"short": 0.1, "middle": 0.5, "long": 0.8, "short_high": 0.2, "long_low": 0.7, "double": 1e-8},
             {"short": 0.9, "short_high": 1.0},
+        ),
+        (
+            "C9",
+            {"short": 0.1, "middle": 0.5, "long": 0.8, "short_high": 0.2, "long_low": 0.7, "double": 1e-8},
+            {"double": 0.4},
         ),
         ("C10a", {"ratio": [0.99, 1.02, 0.95]}, {"ratio": [1.4, 2.0, 1.5]}),
         ("C10b", {"long": 0.22, "short": 0.93}, {"long": 0.93}),
@@ -428,7 +434,7 @@ def test_a_ratio_read_as_a_share_does_not_dominate(rows):
         ("B2", {"ratio": [0.95, 0.95], "share": [0.95] * 3}, {"share": [0.95, 0.95, 0.85]}),
         ("B3", {"offset": 8.7, "parallel": 0.1, "growth": 7.0}, {"growth": 0.5}),
         ("B4", {"headline": 0.4, "worst": 0.5, "execution": 0.1, "high": 0.3}, {"high": 1.0}),
-        ("B5", {"half": 0.05}, {"half": 0.9}),
+        ("B5", {"half": 0.05}, {"half": 0.19}),
         ("B6", {"churn": [0.9, 0.95]}, {"churn": [0.05, 0.01]}),
     ],
 )  # fmt: skip

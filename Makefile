@@ -2,6 +2,8 @@
 PYTHON  ?= python3
 PROFILE ?= cpu
 JOBS    ?= 1
+# Smoke runs and tests use one thread each.
+TEST_JOBS ?= 2
 CHAPTER ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -17,7 +19,7 @@ endif
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  options: PROFILE=smoke|cpu|gpu JOBS=n CHAPTER=name PYTHON=python3.12 COMPANION_DATA=folder"
+	@echo "  options: PROFILE=smoke|cpu|gpu JOBS=n TEST_JOBS=n CHAPTER=name PYTHON=python3.12 COMPANION_DATA=folder"
 
 install: $(READY)  ## .venv with the versions of requirements.lock (the other targets do it themselves)
 
@@ -49,8 +51,8 @@ lint: $(READY)  ## ruff and mypy
 
 test: lint  ## lint, notebook pairs, unit tests, chapters (papermill and nbval), the site in a browser
 	$(BIN)/companion pair --check
-	$(BIN)/companion check --profile smoke
-	$(BIN)/pytest tests/unit tests/chapters tests/site
+	$(BIN)/companion check --profile smoke -j $(TEST_JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder tests/site tests/chapters tests/unit
 
 lab: $(READY)  ## JupyterLab on the notebooks; saving keeps the .py and .ipynb together
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -63,7 +63,7 @@ def run(
 def check(chapters: Chapters = None, profile: ProfileName = "smoke", jobs: Jobs = 1) -> None:
     """Execute chapters twice and demand the same checked outputs, results and figures."""
     run(chapters, profile, jobs)
-    problems = recheck.recheck(chapters or [], profile)
+    problems = recheck.recheck(chapters or [], profile, jobs)
     for problem in problems:
         typer.echo(problem, err=True)
     if problems:

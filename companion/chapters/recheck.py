@@ -4,36 +4,40 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from companion.chapters import paths, runner
 
 
-def recheck(names: Sequence[str], profile: str = "smoke") -> list[str]:
+def recheck(names: Sequence[str], profile: str = "smoke", jobs: int = 1) -> list[str]:
     """Re-execute the executed copies of `names` (all when empty); return one text per difference found.
 
     nbval compares the outputs of cells tagged `nbval-check-output`; results and figures are compared byte
-    for byte, since two runs on one machine must agree.
+    for byte, since two runs on one machine must agree. `jobs` chapters run at once.
     """
-    problems = []
-    for chapter in runner.chosen(names):
-        executed = paths.executed_file(chapter, profile)
-        if not executed.is_file():
-            problems.append(f"{chapter} has no executed copy: run `companion run {chapter} --profile {profile}`")
-            continue
-        with tempfile.TemporaryDirectory() as name:
-            results, figures = Path(name) / "results", Path(name) / "figures"
-            code, log = _nbval(executed, runner.environment(profile, results, figures))
-            if code:
-                problems.append(f"{chapter}: a second run ends differently\n{log}")
-                continue
-            first, again = paths.results_file(chapter, profile), results / profile / f"{chapter}.json"
-            if _bytes(first) != _bytes(again):
-                change = _first_change(first, again)
-                problems.append(f"{chapter}: two {profile} runs wrote different results: {change}")
-            drawn = figures / profile / chapter
-            problems += _figure_changes(chapter, paths.figures_dir(chapter, profile), drawn)
-    return problems
+    chapters = runner.chosen(names)
+    with ThreadPoolExecutor(max_workers=runner.jobs_at_once(jobs, len(chapters))) as pool:
+        found = pool.map(lambda chapter: _differences(chapter, profile), chapters)
+        return [problem for problems in found for problem in problems]
+
+
+def _differences(chapter: str, profile: str) -> list[str]:
+    executed = paths.executed_file(chapter, profile)
+    if not executed.is_file():
+        return [f"{chapter} has no executed copy: run `companion run {chapter} --profile {profile}`"]
+    with tempfile.TemporaryDirectory() as name:
+        results, figures = Path(name) / "results", Path(name) / "figures"
+        code, log = _nbval(executed, runner.environment(profile, results, figures))
+        if code:
+            return [f"{chapter}: a second run ends differently\n{log}"]
+        problems = []
+        first, again = paths.results_file(chapter, profile), results / profile / f"{chapter}.json"
+        if _bytes(first) != _bytes(again):
+            change = _first_change(first, again)
+            problems.append(f"{chapter}: two {profile} runs wrote different results: {change}")
+        drawn = figures / profile / chapter
+        return problems + _figure_changes(chapter, paths.figures_dir(chapter, profile), drawn)
 
 
 def _nbval(notebook: Path, env: dict[str, str]) -> tuple[int, str]:

@@ -121,14 +121,18 @@ def run(
         waiting = [job for job in work if force or not _cached(job)]
         for job in work:
             console.print(f"{job.chapter}: {'running' if job in waiting else 'cached'} ({profile})")
-        done = _run_all(waiting, _jobs_at_once(jobs, waiting), progress)
+        done = _run_all(waiting, jobs_at_once(jobs, len(waiting)), progress)
     return [done.get(job.chapter) or Outcome(job.chapter, "cached") for job in work]
 
 
-def _jobs_at_once(jobs: int, waiting: list[_Job]) -> int:
+def jobs_at_once(jobs: int, chapters: int) -> int:
+    """Return how many of `chapters` run side by side: `jobs`, but one where they would share a GPU.
+
+    Raises CompanionError on less than one job.
+    """
     if jobs < 1:
         raise CompanionError(f"-j {jobs}: the number of chapters to run at once must be at least 1")
-    if min(jobs, len(waiting)) > 1:
+    if min(jobs, chapters) > 1:
         import torch  # only here, as above
 
         if torch.cuda.is_available():

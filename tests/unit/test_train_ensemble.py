@@ -249,6 +249,29 @@ def test_tied_and_frozen_parameters_stay_tied_and_frozen():
     assert torch.equal(together[3].weight, start)
 
 
+class Gain(nn.Linear):
+    """A parameter without dimensions, of which each member has one number."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.gain * super().forward(x)
+
+
+def test_clipping_a_scalar_parameter():
+    def criterion(module, batch, noise, hyper):
+        return F.cross_entropy(module(batch[0]), batch[1]), {}
+
+    modules = [Gain().double(), Gain().double()]
+    source = Batches(*data(), batch_size=16, seed=0)
+    together = fit(Ensemble(modules), criterion, source, steps=20, seed=[0, 1], clip=0.01).module.member(1)
+    alone = fit(modules[1], criterion, source, steps=20, seed=1, clip=0.01).module
+    close(together, alone)
+    assert alone.gain != 2.0
+
+
 class Scaled(nn.Linear):
     def __init__(self, scale) -> None:
         super().__init__(4, 3)

@@ -111,7 +111,7 @@ def nine(value):
 # %% [markdown]
 # ## The effect in one picture
 #
-# A network that a CPU trains in seconds: scikit-learn's digits (500 for training, 1,297 for testing), three hidden layers of 32 with batch normalisation, stochastic gradient descent. Nothing about it varies from run to run, so perturbations are put in by hand, none of which should
+# A network that a CPU trains in seconds: scikit-learn's digits (500 for training, 1,297 for testing), three hidden layers of 32 with batch normalisation (in tests by the statistics of the training set), stochastic gradient descent. Nothing about it varies from run to run, so perturbations are put in by hand, none of which should
 # matter: the rows *inside* each mini-batch are permuted (every sum has the same terms in another order), or one weight is moved to the next floating-point number. Every run is a slot of one batched matrix product.
 
 # %% tags=["hide-input"]
@@ -161,7 +161,7 @@ fresh = bitwise.fresh_runs(s.processes, steps=s.child_steps, follow=s.child_foll
 # %% tags=["hide-input"]
 nested_slots = [Slot(k, k, rows=r) for k in range(s.seeds) for r in range(s.repeats)] + [Slot(k, k, ulp=ulp_entry(r)) for k in range(s.seeds) for r in range(s.repeats)]  # fmt: skip
 sweep = {
-    steps: final_scores(train(nested_slots, x, y, Recipe(steps), seed=seed), x_test, y_test)
+    steps: final_scores(train(nested_slots, x, y, Recipe(steps), seed=seed), x_test, y_test, x)
     for steps in s.lengths
 }
 SHAPE = (2, s.seeds, s.repeats)
@@ -695,7 +695,7 @@ flat_slots = [slot for group in arm_slots.values() for slot in group]
 arms = {}
 for steps in (SHORT, LONG):
     run = train(flat_slots, x, y, Recipe(steps), seed=seed)
-    found = final_scores(run, x_test, y_test)
+    found = final_scores(run, x_test, y_test, x)
     arms[steps] = {
         arm: type(found)(*(part.view(len(arm_slots), n_arm, *part.shape[1:])[k] for part in found))
         for k, arm in enumerate(arm_slots)
@@ -797,7 +797,7 @@ def half_against_half(steps):
 # The same design in float64, rows permuted: the rounding is a factor of 5e8 smaller and has not been amplified yet.
 row_slots = nested_slots[: s.seeds * s.repeats]
 in_double = final_scores(
-    train(row_slots, x, y, Recipe(MIDDLE, dtype=torch.float64), seed=seed), x_test, y_test
+    train(row_slots, x, y, Recipe(MIDDLE, dtype=torch.float64), seed=seed), x_test, y_test, x
 )
 double = nine(float(vc.nested_sd_ratio(in_double.loss.view(SHAPE[1:]).numpy()).value))
 chapter.claim("C9", **by_length(lambda n: vc.nested_sd_ratio(nested_at(n))), double=double, control=by_length(half_against_half) | dict(double=nine(float(vc.nested_sd_ratio(nested_at(MIDDLE)).value))))  # fmt: skip
@@ -1231,11 +1231,11 @@ else:
 # - **The abstract's numbers are not those of its labels** (C3a, C4a, B1). The spread called accuracy is that of the penalised loss. An sd of 0.02 would be more than five times the binomial spread of an accuracy on 10,000 images. With all runs the ratios are 0.759 (loss) and 0.902 (accuracy) where the README's are 0.739 and 0.872. Whether the tables of the
 #   paper carry the same labels is unknown here; only the abstract was seen. None of this touches the finding that seeds did not make the GPU's results equal.
 # - **"Dominates" is not in the released data** (C5a): the intervals contain one half of the variance, and all of it. With 50 runs an arm, and the estimates taken as true, the chance to show it was small (table of powers); for the loss the table asks for between one and four thousand runs an arm. The bootstrap and the rank-free tests agree with the F interval; the README's selection alone makes the F test significant.
-# - **In the emulation it does dominate, late** (C5b, C9): after short training execution is negligible, after long training it is most of the variance. The claim is therefore one about *amplification and length of training*, of which the GPU is one trigger among others. One ulp in one weight gives much the same spread (C8), though the interval of its own share still contains one half, and two threads for one start the same growth. This is the reading of Summers and Dinneen
+# - **In the emulation it does dominate, late** (C5b, C9): after short training execution is negligible, after long training it is most of the variance. The claim is therefore one about *amplification and length of training*, of which the GPU is one trigger among others. One ulp in one weight gives much the same spread (C8), and two threads for one start the same growth. This is the reading of Summers and Dinneen
 #   {cite}`summers2021nondeterminism` and Jordan {cite}`jordan2023variance`, measured on a small network whose learning rate was chosen so that it amplifies. {numref}`nondet-amplification` shows configurations that hardly do.
 # - **An emulation is not a GPU.** C3b and C4b say that a network with permuted rows has ratios compatible with the paper's; so would many others, since 50 runs an arm allow a factor of 1.33 either way. They do not confirm the paper's numbers, they show what kind of process gives such numbers. C1d and C11a need the device. Nothing here was measured on one.
 # - **One fixed seed is one draw** ({numref}`nondet-shares`, right): at short training the spread over executions differs between seeds by orders of magnitude, and the paper has only seed 0. The nested interval assumes one common variance within seeds and normal runs; where seeds are that uneven, its 95 % is nominal. B2's control shows what heavy tails do to it.
-# - **Jordan's decomposition** (C10b): on 1,297 test digits free seeds still differ on the distribution after the longest training, less than after short training but by more than half; the network is small, its errors are few, and its learning rate large. The split halves of executions alone correlate weakly (B5), yet more than B5's rule allows: at such a correlation more than C10b's half of the spread is on the distribution. With 50 runs an arm it cannot be told from the rule's value. Batch statistics at test time come from the test batch, so errors on different examples are not quite independent given the run.
+# - **Jordan's decomposition** (C10b): on 1,297 test digits free seeds still differ on the distribution after the longest training, less than after short training but by more than half; the network is small, its errors are few, and its learning rate large. A lucky execution generalises in part, too (B5): its two halves correlate by more than C10b's half would allow. The network normalises test examples by training statistics; with those of the test batch, an earlier version, that correlation was smaller, and each example's error hung on the others.
 # - **A ResNet on images** (B6) disagrees with itself much less than with another seed after some epochs: its rounding has grown, and not yet saturated. Neither the size of C8 nor, at this budget, a third of it is reached. Three seeds, one learning rate, chosen on other seeds.
 # - **The book, by its own test** (B4): at chapter 1's own number of steps its ratio stays below its bound in every run, seeds and executions alike. The order of rows in the sums alone moves it visibly, less than the seed does; with so few runs the interval ends just below the value at which both would weigh the same. A single run of chapter 1 would not be evidence; its rule judges a mean over seeds. Every
 #   chapter's claims should be read with that in mind.

@@ -69,16 +69,22 @@ def initial(slots: Sequence[Slot], sizes: Sequence[int], *, seed: int, dtype: to
     return layers
 
 
-def logits(weights: Sequence[Tensor], x: Tensor, product: torch.dtype | None = None) -> Tensor:
-    """Return `[slots, n, classes]` for x `[slots, n, in]`; batch statistics of the n examples, also at test time."""
+def logits(
+    weights: Sequence[Tensor], x: Tensor, product: torch.dtype | None = None, reference: Tensor | None = None
+) -> Tensor:
+    """Return `[slots, n, classes]` for x `[slots, n, in]`, normalised by the statistics of `reference` (default: x)."""
 
     def times(h: Tensor, w: Tensor) -> Tensor:
         return torch.bmm(h, w) if product is None else torch.bmm(h.to(product), w.to(product)).to(h.dtype)
 
     for w in weights[:-1]:
         x = times(x, w)
-        centred = x - x.mean(1, keepdim=True)
-        x = (centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-5)).relu()
+        base = x if reference is None else times(reference, w)
+        mean = base.mean(1, keepdim=True)
+        scale = torch.rsqrt((base - mean).square().mean(1, keepdim=True) + 1e-5)
+        x = ((x - mean) * scale).relu()
+        if reference is not None:
+            reference = ((base - mean) * scale).relu()
     return times(x, weights[-1])
 
 
@@ -154,11 +160,14 @@ def score(scores: Tensor, y: Tensor) -> Scored:
     return Scored(loss.cpu(), (classes == y).double().mean(1).cpu(), classes.cpu())
 
 
-def final_scores(run: Trained, x: Tensor, y: Tensor) -> Scored:
-    """Return the test metrics of all slots on x `[n, in]`, y `[n]`."""
+def final_scores(run: Trained, x: Tensor, y: Tensor, reference: Tensor) -> Scored:
+    """Return the test metrics of all slots on x `[n, in]`, y `[n]`, normalised by the training inputs `reference`.
+
+    With statistics of the test batch, one example's error would depend on the others.
+    """
     with torch.no_grad():
-        stacked = x.to(run.recipe.dtype).expand(len(run.weights[0]), -1, -1)
-        return score(logits(run.weights, stacked, run.recipe.product), y)
+        stacked, base = (part.to(run.recipe.dtype).expand(len(run.weights[0]), -1, -1) for part in (x, reference))
+        return score(logits(run.weights, stacked, run.recipe.product, base), y)
 
 
 class PermutedRows:

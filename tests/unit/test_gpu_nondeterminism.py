@@ -333,8 +333,14 @@ def test_perturbations_are_what_they_say(blobs):
 
 def test_metrics_and_permuted_rows(blobs):
     x, y = blobs
-    found = final_scores(train([Slot(), Slot(1)], x, y, Recipe(60, hidden=(8,), lr=0.3, batch=20), seed=0), x, y)
+    found = final_scores(train([Slot(), Slot(1)], x, y, Recipe(60, hidden=(8,), lr=0.3, batch=20), seed=0), x, y, x)
     assert found.classes.shape == (2, 120) and float(found.accuracy.min()) > 0.8
+    run = train([Slot()], x, y, Recipe(30, hidden=(8, 8), batch=20, dtype=torch.float64), seed=0)
+    base = x.double()[None]
+    # an example is scored alone as among others; the reference itself as in training
+    together, alone = (logits(run.weights, part, reference=base)[0, :1] for part in (base, base[:, :1]))
+    assert torch.allclose(together, alone) and torch.allclose(together, logits(run.weights, base)[0, :1])
+    assert not torch.allclose(logits(run.weights, base[:, :20])[0, :1], alone)
     known = score(torch.zeros(1, 3, 3), torch.arange(3))
     assert float(known.loss) == pytest.approx(math.log(3)) and float(known.accuracy) == pytest.approx(1 / 3)
     batches = Batches(x, y, batch_size=20, seed=0)

@@ -64,7 +64,9 @@ scaling: $(READY)  ## the sweeps of the page on scaling, kept in book/results/sc
 	$(BIN)/python benchmarks/scaling.py
 
 links: $(READY)  ## ask every web address of the staged book whether it answers (after make book; needs a network)
-	$(BIN)/jupyter-book build _build/stage --path-output _build/links --builder linkcheck
+	@rm -rf _build/links
+	@$(BIN)/jupyter-book build _build/stage --path-output _build/links --builder linkcheck > _build/links.log 2>&1 || true
+	@$(BIN)/python .ci/links || { tail -n 5 _build/links.log; exit 1; }
 
 lock: $(READY)  ## rewrite requirements.lock from .venv
 	{ sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --exclude-editable --exclude companion \

@@ -2142,23 +2142,10 @@ chapter.ledger()
 # ## At paper scale
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown, display
-
-paper_scale = chapter.recorded("gpu")
-if paper_scale is None:
-    display(
-        Markdown(
-            "**Needs gpu.** The `gpu` profile (the notebook's ten frequencies up to 50, width 256, 60,000 steps, five seeds; classifiers on 5,000 "
-            "labels; 250 initialisations) has not been recorded yet. `companion run 01_gaussian_noise_injections --profile gpu` and "
-            "`companion record` fill this section."
-        )
-    )
-else:
-    display(
-        Markdown(
-            f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."
-        )
-    )
+paper_scale = chapter.paper_scale(
+    "the notebook's ten frequencies up to 50, width 256, 60,000 steps, five seeds; classifiers on 5,000 labels; 250 initialisations"
+)
+if paper_scale:
     fig, axis = plt.subplots()
     for role in ROLES:
         a = torch.tensor(paper_scale["series"][f"sine_amplitude_{role}"])

@@ -2469,22 +2469,10 @@ chapter.ledger()
 # ## At paper scale
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown, display
-
-paper_scale = chapter.recorded("gpu")
-if paper_scale is None:
-    display(
-        Markdown(
-            "**Needs gpu.** The `gpu` profile (MNIST, Fashion-MNIST and CIFAR-10; three layers of 256 units and convolutional networks; the grid of Table 1 with 64 latents; five seeds) has not been "
-            "recorded yet. `companion run 02_harmonic_vae --profile gpu` and `companion record` fill this section."
-        )
-    )
-else:
-    display(
-        Markdown(
-            f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."
-        )
-    )
+paper_scale = chapter.paper_scale(
+    "MNIST, Fashion-MNIST and CIFAR-10; three layers of 256 units and convolutional networks; the grid of Table 1 with 64 latents; five seeds"
+)
+if paper_scale:
     series_gpu = {name: torch.tensor(values) for name, values in paper_scale["series"].items()}
     fig, axes = plt.subplots(1, 3, figsize=(10, 3.2))
     for axis, name, label in zip(

@@ -2399,20 +2399,10 @@ chapter.ledger()
 # ## At paper scale
 
 # %% tags=["hide-input"]
-paper_scale = chapter.recorded("gpu")
-if paper_scale is None:
-    display(
-        Markdown(
-            "**Needs gpu.** The `gpu` profile (MNIST and Fashion-MNIST whole, two hidden layers of 512, eight values of β, two seeds, 100 images, 100,000 draws for $p_0$) has not been recorded yet. "
-            "`companion run 03_robustness_theory --profile gpu` and `companion record` fill this section."
-        )
-    )
-else:
-    display(
-        Markdown(
-            f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."
-        )
-    )
+paper_scale = chapter.paper_scale(
+    "MNIST and Fashion-MNIST whole, two hidden layers of 512, eight values of β, two seeds, 100 images, 100,000 draws for $p_0$"
+)
+if paper_scale:
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.6))
     for axis, name in zip(axes, ("mnist", "fashion_mnist")):
         bound, margin = (

@@ -1935,20 +1935,10 @@ chapter.ledger()
 # ## At paper scale
 
 # %% tags=["hide-input"]
-paper_scale = chapter.recorded("gpu")
-if paper_scale is None:
-    display(
-        Markdown(
-            "**Needs gpu.** The `gpu` profile (sprites at 32 × 32, Fashion-MNIST and CIFAR-10 at 32 × 32, five steps a level with 96 hidden units) has not been recorded yet. "
-            "`companion run 07_bijective_ica --profile gpu` and `companion record` fill this section; C4a waits for it."
-        )
-    )
-else:
-    display(
-        Markdown(
-            f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."
-        )
-    )
+paper_scale = chapter.paper_scale(
+    "sprites at 32 × 32, Fashion-MNIST and CIFAR-10 at 32 × 32, five steps a level with 96 hidden units"
+)
+if paper_scale:
     kept = paper_scale["series"]
     fig, axis = plt.subplots()
     axis.plot(range(1, 65), kept["spectrum_bijecta"], color=COLOURS["noise"], label="Bijecta")

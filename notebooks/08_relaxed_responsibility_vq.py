@@ -1923,16 +1923,10 @@ chapter.ledger()
 # ## At paper scale
 
 # %% tags=["hide-input"]
-paper_scale = chapter.recorded("gpu")
-if paper_scale is None:
-    display(
-        Markdown(
-            "**Needs gpu.** The `gpu` profile (CIFAR-10, 256 codes, ladders of 1, 3, 8 and 32 layers, mixture of discretised logistics) has not been recorded yet. "
-            "`companion run 08_relaxed_responsibility_vq --profile gpu` and `companion record` fill this section."
-        )
-    )
-else:
-    display(Markdown(f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."))  # fmt: skip
+paper_scale = chapter.paper_scale(
+    "CIFAR-10, 256 codes, ladders of 1, 3, 8 and 32 layers, mixture of discretised logistics"
+)
+if paper_scale:
     kept = paper_scale["series"]
     fig, axis = plt.subplots()
     axis.plot(

@@ -106,6 +106,20 @@ class Chapter:
         """Return the committed results of this chapter at `profile`, or None if none were recorded."""
         return results.recorded(self.name, profile)
 
+    def paper_scale(self, what: str) -> results.Result | None:
+        """Return the results recorded at gpu, which runs `what`; display their origin, or that there are none."""
+        found = self.recorded("gpu")
+        if found:
+            origin = found["provenance"]
+            words = f"Recorded on {origin['device']}, commit `{origin['commit'][:10]}`."
+        else:
+            commands = f"`companion run {self.name} --profile gpu` and `companion record {self.name} --profile gpu`"
+            words = (
+                f"**Needs gpu.** The `gpu` profile ({what}) has not been recorded yet. {commands} fill this section."
+            )
+        display(Markdown(words))
+        return found
+
     def entries(self) -> list[ledger.Entry]:
         """Return the computed entries in the order of the claims file; LedgerError if one is missing."""
         if lacking := [i for i, c in self.claims.items() if not c.not_attempted and i not in self._entries]:

@@ -9,6 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from companion.chapters import paths
 from companion.errors import CompanionError
 
+STATUSES = (
+    "verified",
+    "reproduced",
+    "direction only",
+    "not reproduced",
+    "needs cpu",
+    "needs gpu",
+    "not attempted",
+)
 Over = Literal["mean", "every", "ci"]
 SYMBOLS = {"at_least": "≥", "at_most": "≤", "above": ">", "below": "<"}
 

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 
 
 def draw(curves: "Sequence[Curve]") -> bytes:
-    """Return a PNG with one panel per curve, milliseconds on logarithmic axes."""
+    """Return a PNG with one panel per curve, milliseconds on logarithmic axes; an odd last one is twice as wide."""
     figures.style()
     rows = -(-len(curves) // 2)
-    fig, grid = pyplot.subplots(rows, 2, figsize=(7.2, 2.9 * rows), squeeze=False)
-    for spare in grid.flat[len(curves) :]:
-        spare.set_axis_off()
-    for axes, curve in zip(grid.flat, curves, strict=False):
+    fig = pyplot.figure(figsize=(7.2, 2.9 * rows))
+    grid = fig.add_gridspec(rows, 2)
+    for place, curve in enumerate(curves):
+        row, column = divmod(place, 2)
+        alone = column == 0 and place == len(curves) - 1
+        axes = fig.add_subplot(grid[row, :] if alone else grid[row, column])
         for (name, ms), marker in zip(curve.series.items(), "osD^", strict=False):
             axes.loglog(curve.x, ms, marker=marker, markersize=4, label=name)
         axes.set(xlabel=curve.against, ylabel="ms", title=curve.what)

@@ -17,15 +17,6 @@ from companion.chapters import profiles
 from companion.chapters.claims import Claim, Condition, LedgerError, Multiple, Over
 from companion.chapters.provenance import settled
 
-STATUSES = (
-    "verified",
-    "reproduced",
-    "direction only",
-    "not reproduced",
-    "needs cpu",
-    "needs gpu",
-    "not attempted",
-)
 Entry = dict[str, Any]
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,7 @@ class Speed(_Strict):
 
 
 _SCHEMA: dict[str, type[BaseModel]] = {"scaling": Scaling, "speed": Speed}
+_FIGURE = ("cost_figure", "figures")  # the modules that draw the costs
 _COMMAND = {"scaling": "make scaling", "speed": "make bench"}
 
 
@@ -149,10 +151,21 @@ def pages() -> dict[str, bytes]:
         text = page.read_text(encoding="utf-8")
         files[f"book/{name}.md"] = _MARK.sub(lambda mark: _block(name, mark[1], found), text).encode()  # noqa: B023
         if name == "speed" and found is not None and found.curves:
-            from companion.chapters.cost_figure import draw
-
-            files["book/cost-curves.png"] = draw(found.curves)
+            files["book/cost-curves.png"] = _drawn(found.curves)
     return files
+
+
+def _drawn(curves: list[Curve]) -> bytes:
+    """Return the figure, drawn anew only where the numbers, the code or the library are not those of last time."""
+    code = [(paths.package() / "chapters" / f"{name}.py").read_text(encoding="utf-8") for name in _FIGURE]
+    made_of = [version("matplotlib"), *code, *(curve.model_dump_json() for curve in curves)]
+
+    def draw() -> bytes:
+        from companion.chapters import cost_figure  # only here: matplotlib takes seconds to import
+
+        return cost_figure.draw(curves)
+
+    return paths.kept("\0".join(made_of), draw)
 
 
 def _block(name: str, part: str, found: Any) -> str:

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
-from companion.chapters import paths
+from companion.chapters import paths, provenance
 from companion.errors import CompanionError
 
 PARAMETERS = "parameters"
@@ -29,8 +30,8 @@ def read_source(path: Path) -> NotebookNode:
     Raises CompanionError when it cannot be parsed.
     """
     try:
-        notebook = jupytext.read(path, fmt="py:percent")
-    except (SyntaxError, ValueError, UnicodeDecodeError) as error:
+        notebook = deepcopy(provenance.parsed(path.read_text(encoding="utf-8")))
+    except (SyntaxError, ValueError) as error:
         raise CompanionError(f"cannot read {path}: {error}") from error
     notebook.metadata = nbformat.from_dict(
         {

@@ -1,8 +1,10 @@
 """Where everything lies: one function per place, all relative to the repository root."""
 
+import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import companion
@@ -130,3 +132,11 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise CompanionError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def kept(key: str, make: Callable[[], bytes]) -> bytes:
+    """Return what `make` gave the last time for the same `key`, which says all that it depends on, else call it."""
+    file = build_dir() / "kept" / hashlib.sha256(key.encode()).hexdigest()
+    if not file.is_file():
+        write_atomic(file, make())
+    return file.read_bytes()

@@ -7,20 +7,29 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jupytext
-import torch
 from IPython.core.inputtransformer2 import TransformerManager
 
 from companion.chapters import paths, profiles
 from companion.errors import CompanionError
 
+if TYPE_CHECKING:
+    import torch
+
 _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 # What a result depends on; a change elsewhere (a page, the README) leaves the tree clean in this sense.
 _SOURCES = ("companion", "notebooks", "book/claims", "requirements.lock")
+
+
+@cache  # a build asks for each chapter several times
+def parsed(text: str) -> Any:
+    """Return the notebook that a text in percent format is; copy it before changing it."""
+    return jupytext.reads(text, fmt="py:percent")
 
 
 def code_cells(chapter: str) -> list[str]:
@@ -28,8 +37,7 @@ def code_cells(chapter: str) -> list[str]:
     file = paths.notebook(chapter)
     if not file.is_file():
         raise CompanionError(f"no source for chapter {chapter!r}: expected {file}")
-    cells = jupytext.read(file, fmt="py:percent").cells
-    return [cell.source for cell in cells if cell.cell_type == "code"]
+    return [cell.source for cell in parsed(file.read_text(encoding="utf-8")).cells if cell.cell_type == "code"]
 
 
 def _module_file(name: str) -> Path | None:
@@ -45,22 +53,31 @@ def _module_file(name: str) -> Path | None:
     return base / "__init__.py" if base.name in beside and (base / "__init__.py").is_file() else None
 
 
-def _imports(source: str, package: str) -> Iterable[str]:
-    """Yield every dotted name that `source`, a module of `package`, may import (a name may be no module)."""
+@cache
+def _imports(source: str, package: str) -> tuple[str, ...]:
+    """Return every dotted name that `source`, a module of `package`, may import (a name may be no module)."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(found)
+
+
+@cache
+def _imports_of_cell(cell: str) -> tuple[str, ...]:
+    try:
+        return _imports(cell, "")
+    except SyntaxError:  # %magics and !commands, which IPython turns into Python
+        return _imports(TransformerManager().transform_cell(cell), "")
 
 
 def modules(cells: Iterable[str]) -> dict[str, Path]:
     """Return the `companion` modules that the cells import, directly or not, found by reading alone."""
-    plain = TransformerManager()  # turns %magics and !commands into Python
-    waiting = [name for cell in cells for name in _imports(plain.transform_cell(cell), "")]
+    waiting = [name for cell in cells for name in _imports_of_cell(cell)]
     found: dict[str, Path] = {}
     while waiting:
         name = waiting.pop()
@@ -113,8 +130,10 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: "torch.device") -> dict[str, Any]:
     """Return the device, library versions and determinism settings in force; no host name, path or time."""
+    import torch  # only here: digests are compared without waiting for it
+
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else _processor(),

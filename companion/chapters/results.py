@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from companion.chapters import paths, profiles, provenance
-from companion.chapters.claims import LedgerError
-from companion.chapters.ledger import STATUSES
+from companion.chapters.claims import STATUSES, LedgerError
 from companion.errors import CompanionError
 
 Result = dict[str, Any]

@@ -51,13 +51,15 @@ class _Page(HTMLParser):
             self.problems += [f"needs the network: {found}" for found in _CSS_REMOTE.findall(data)]
 
 
-def scan(folder: Path) -> list[str]:
+def scan(folder: Path, since: float = 0.0) -> list[str]:
     """Return one line per page or style sheet under `folder` that loads from the network or hides an image.
 
     Links that a reader clicks are no problem; scripts, styles, images, frames and fonts from elsewhere are.
+    Files last written before the time `since` are left out.
     """
     problems = []
-    for path in sorted([*folder.rglob("*.html"), *folder.rglob("*.css")]):
+    written = [p for p in [*folder.rglob("*.html"), *folder.rglob("*.css")] if p.stat().st_mtime >= since]
+    for path in sorted(written):
         name, text = path.relative_to(folder), path.read_text("utf8")
         if path.suffix == ".css":
             problems += [f"{name}: needs the network: {found}" for found in _CSS_REMOTE.findall(text)]

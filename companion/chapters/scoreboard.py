@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from companion.chapters import paths, results
-from companion.chapters.ledger import STATUSES
+from companion.chapters.claims import STATUSES
 from companion.chapters.quotes import chip, reference
 from companion.errors import CompanionError
 

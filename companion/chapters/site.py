@@ -11,7 +11,10 @@ from companion.chapters.stage import stage
 from companion.errors import CompanionError
 
 # This Python's jupyter-book, whatever PATH says, without the slow import that companion.chapters avoids too.
-_JUPYTER_BOOK = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
+# Nor does it collect garbage: the trees of pages that it loads are millions of objects, all of them in use.
+_JUPYTER_BOOK = (
+    "import gc, sys; gc.disable(); sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
+)
 
 
 def build(profile: str, clean: bool = False) -> str:
@@ -24,7 +27,7 @@ def build(profile: str, clean: bool = False) -> str:
     whole_note = paths.build_dir() / "html.whole"
     made = [paths.html_dir(), paths.build_dir() / ".doctrees", paths.build_dir() / "jupyter_execute"]
     if clean:
-        for folder in [*made, paths.stage_dir()]:
+        for folder in [*made, paths.stage_dir(), paths.build_dir() / "kept"]:
             shutil.rmtree(folder, ignore_errors=True)
     chapters = stage(profile)
     command = [
@@ -38,7 +41,8 @@ def build(profile: str, clean: bool = False) -> str:
     ]
     command += ["-W", "-n", "--keep-going", "-q"]
     # Sphinx warns about a page only when it reads it: after a failure, all must be read again.
-    command += ["--all"] if clean or not whole_note.is_file() else []
+    last = whole_note.stat().st_mtime if whole_note.is_file() and not clean else 0.0
+    command += [] if last else ["--all"]
     whole_note.unlink(missing_ok=True)
     env = os.environ | {"COMPANION_ROOT": str(paths.root())}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -47,7 +51,7 @@ def build(profile: str, clean: bool = False) -> str:
     for chapter, notebook in chapters.items():
         download = paths.html_dir() / "_sources" / "notebooks" / f"{chapter}.ipynb"
         paths.write_atomic(download, notebooks.dumps(notebook).encode())
-    if problems := scan(paths.html_dir()):
+    if problems := scan(paths.html_dir(), last):
         raise CompanionError("the book is not whole:\n" + "\n".join(problems))
     whole_note.touch()
     return (paths.html_dir() / "index.html").as_uri()

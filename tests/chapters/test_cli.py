@@ -1,6 +1,8 @@
 """The command line: what it prints, and one line with exit code 2 for what the user can mend."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,9 @@ def test_doctor_says_what_can_run(book: Path, tmp_path: Path, monkeypatch) -> No
     assert {"torch", "cpu cores", "memory", "disk", "profile smoke", "data folder"} <= set(lines)
     assert "at most" in lines["profile cpu"]
     assert "companion data fetch mnist" in lines["data mnist"]
+
+
+def test_the_command_line_does_not_wait_for_what_computes() -> None:
+    code = "import companion.cli, sys; print({'torch', 'matplotlib', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

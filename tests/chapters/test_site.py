@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from companion.chapters import paths, runner, scan, site, stage
+from companion.chapters import notebooks, paths, provenance, runner, scan, site, stage
 from companion.errors import CompanionError
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -138,6 +138,26 @@ def test_staging_rewrites_only_what_changed(executed_book: Path) -> None:
     (executed_book / "book" / "extra.md").unlink()
     stage.stage("smoke")
     assert not (paths.stage_dir() / "book" / "extra.md").exists()
+
+
+def test_a_build_parses_a_source_once_and_looks_only_at_new_pages(executed_book: Path, monkeypatch) -> None:
+    site.build("smoke")
+    parsed, scanned = [], []
+    read, look = provenance.jupytext.reads, scan.HTMLParser.feed
+    monkeypatch.setattr(provenance.jupytext, "reads", lambda *a, **k: parsed.append(a) or read(*a, **k))
+    monkeypatch.setattr(scan.HTMLParser, "feed", lambda page, text: scanned.append(text) or look(page, text))
+    _edit(executed_book / "notebooks" / "01_tiny.py", "Prose of the first cell", "Prose no other test has")
+    site.build("smoke")
+    assert runner.is_current("01_tiny", "smoke")
+    assert len(parsed) == 1
+    edited = [text for text in scanned if "Prose no other test has" in text]
+    assert edited and not [text for text in scanned if "More notes" in text or "<h1>Notes" in text]
+
+
+def test_a_prepared_source_may_be_changed_without_changing_the_next(executed_book: Path) -> None:
+    source = paths.notebook("01_tiny")
+    notebooks.read_source(source).cells.clear()
+    assert notebooks.read_source(source).cells
 
 
 def test_every_module_is_in_the_reference(executed_book: Path) -> None:

@@ -102,5 +102,9 @@ def start(book: Path) -> Callable[..., Chapter]:
 def displayed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
     """What a chapter displays: (Markdown, companion metadata)."""
     found: list[tuple[str, dict]] = []
-    monkeypatch.setattr(room, "display", lambda shown, metadata: found.append((shown.data, metadata["companion"])))
+
+    def keep(shown: Any, metadata: dict[str, Any] | None = None) -> None:
+        found.append((shown.data, (metadata or {}).get("companion", {})))
+
+    monkeypatch.setattr(room, "display", keep)
     return found

@@ -238,6 +238,18 @@ def test_recorded_results_can_be_redrawn(start, book):
     assert chapter.recorded()["series"]["curve"] == [1.0]
 
 
+def test_what_is_not_recorded_at_paper_scale_says_how_it_would_be(start, book, displayed):
+    chapter = start()
+    assert chapter.paper_scale("ten seeds") is None
+    (book / "book/results/gpu").mkdir(parents=True)
+    content = {"provenance": {"device": "a large GPU", "commit": "0123456789abcdef"}}
+    (book / "book/results/gpu/01_small.json").write_text(json.dumps(content))
+    assert chapter.paper_scale("ten seeds") == content
+    missing, recorded = [words for words, _ in displayed]
+    assert "(ten seeds) has not been recorded" in missing and "companion record 01_small --profile gpu" in missing
+    assert recorded == "Recorded on a large GPU, commit `0123456789`."
+
+
 def test_a_figure_goes_to_the_chapters_folder(start, book, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(figures, "display", lambda shown, metadata: None)
     chapter = start()

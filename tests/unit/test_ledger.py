@@ -90,7 +90,7 @@ def test_not_attempted_keeps_its_reason(small):
 
 
 def test_every_status_is_known(small):
-    assert set(ledger.STATUSES) == {
+    assert set(claims.STATUSES) == {
         "verified",
         "reproduced",
         "direction only",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from companion.chapters import measured
+from companion.chapters import cost_figure, measured
 from companion.errors import CompanionError
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,28 @@ def test_what_is_committed_fits_the_schema_and_says_that_results_were_equal(page
     for note in (scaling.provenance, speed.provenance):
         assert len(note["commit"]) == 40 and note["cores"] >= 1 and note["versions"]["torch"]
         assert str(Path.home()) not in json.dumps(note)
+
+
+def test_the_figure_is_drawn_again_only_for_other_numbers(pages, monkeypatch):
+    drawings = []
+    monkeypatch.setattr(cost_figure, "draw", lambda curves: drawings.append(len(curves)) or b"%d" % len(drawings))
+    assert measured.pages()["book/cost-curves.png"] == measured.pages()["book/cost-curves.png"] == b"1"
+    content = json.loads(measured.file("speed").read_text())
+    content["curves"].pop()
+    measured.write("speed", content)
+    assert measured.pages()["book/cost-curves.png"] == b"2"
+    assert drawings == [3, 2]
+
+
+@pytest.mark.parametrize(("panels", "widths"), [(1, [2]), (2, [1, 1]), (3, [1, 1, 2])])
+def test_the_panels_fill_the_figure(monkeypatch, panels, widths):
+    figures = []
+    monkeypatch.setattr(cost_figure.figures, "png", lambda figure: figures.append(figure) or b"")
+    curve = measured.Curve(against="seeds", what="a step", x=[1, 2], series={"ours": [1.0, 2.0]})
+    cost_figure.draw([curve] * panels)
+    spans = [axes.get_subplotspec() for axes in figures[0].axes]
+    assert [len(span.colspan) for span in spans] == widths
+    assert sum(widths) == 2 * spans[0].get_gridspec().nrows
 
 
 def test_pages_take_their_numbers_from_the_files(pages):

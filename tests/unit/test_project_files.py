@@ -1,8 +1,10 @@
 """The files around the package agree with each other: versions, commands, citations, the list of papers."""
 
+import json
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,61 @@ def test_a_tag_releases_the_site_and_links_are_checked_weekly_without_blocking()
     named = [step["run"] for step in links["jobs"]["links"]["steps"] if "run" in step]
     assert {word for step in named for word in re.findall(r"make ([a-z]+)", step)} <= _targets()
     assert release["env"] == links["env"] == book["env"]
+
+
+NO_NAME = "Max retries exceeded (Caused by NameResolutionError(...))"
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "said"),
+    [
+        ({"https://a.org": "", "https://b.org": ""}, 0, "0 of 2 addresses are broken"),
+        ({"https://a.org": "", "https://b.org": "404 Client Error"}, 1, "book/x.md:3: https://b.org: 404 Client Error"),
+        ({"https://a.org": "", "https://gone.org": NO_NAME}, 1, "1 of 2 addresses are broken"),
+        ({"https://a.org": NO_NAME, "https://b.org": NO_NAME}, 0, "no network: none of the 2 addresses"),
+        (None, 2, "did not run to its end"),
+    ],
+)
+def test_broken_links_are_told_from_a_missing_network(tmp_path, answers, code, said) -> None:
+    upload = _yaml(".github/workflows/links.yml")["jobs"]["links"]["steps"][-1]["with"]["path"]
+    script, found = tmp_path / ".ci" / "links", (tmp_path / upload).with_suffix(".json")
+    for file in (script, found):
+        file.parent.mkdir(parents=True)
+    script.write_text(_text(".ci/links"))
+    entry = {"filename": "book/x.md", "lineno": 3}
+    lines = [
+        entry | {"uri": uri, "status": "broken" if info else "working", "info": info}
+        for uri, info in (answers or {}).items()
+    ]
+    lines.append(entry | {"uri": "#claim-01-c1", "status": "unchecked", "info": ""})
+    if answers is not None:
+        found.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == code
+    assert said in done.stdout
+
+
+def _steps(workflow: Any) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda file: file.name)
+def test_a_workflow_names_only_what_exists(file: Path) -> None:
+    workflow = yaml.safe_load(file.read_text("utf-8"))
+    assert set(workflow) == {"name", True, "permissions", "env", "jobs"}  # YAML reads the key `on` as true
+    jobs, steps = workflow["jobs"], _steps(workflow)
+    for job in jobs.values():
+        needed = job.get("needs", [])
+        assert {needed} <= set(jobs) if isinstance(needed, str) else set(needed) <= set(jobs)
+        assert job["runs-on"] and job["steps"]
+    for step in steps:
+        assert ("run" in step) != ("uses" in step)
+        assert re.fullmatch(r"actions/[\w-]+@v\d+", step.get("uses", "actions/none@v0"))
+        ran = step.get("run", "")
+        assert set(re.findall(r"\bmake ([a-z]+)", ran)) <= _targets()
+        assert all(os.access(ROOT / script, os.X_OK) for script in re.findall(r"\.ci/[\w-]+", ran))
+        if locked := step.get("with", {}).get("cache-dependency-path"):
+            assert (ROOT / locked).is_file()
 
 
 @pytest.mark.parametrize(

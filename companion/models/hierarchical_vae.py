@@ -171,7 +171,7 @@ class HVAE(nn.Module):
             skip = None if skips is None else self._skip(skips[step.resolution], place, path)
             prior, posterior, drift = cell.laws(x if told is None else x + told, skip)
             eps = parts[place].view(-1, self.latents, step.resolution, step.resolution)
-            spread = posterior.log_std + (heat[place] if skips is None else 0)
+            spread = posterior.log_std + heat[place] if skips is None else posterior.log_std
             z = posterior.mean + spread.exp() * eps
             if step.time != 1:
                 z = step.time * posterior.mean + step.time**0.5 * spread.exp() * eps

@@ -32,6 +32,14 @@ class _Bare(nn.Conv2d):
     def reset_parameters(self) -> None:
         """Leave the start to `conv`, which has a generator."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution `[batch, outputs, r, r]`; of 1×1 kernels as a matrix product."""
+        if self.kernel_size != (1, 1) or self.bias is None:
+            return super().forward(x)
+        # vmap turns a convolution into a grouped one, which for 1×1 kernels is slower than a batch of products.
+        product = self.weight.flatten(1) @ x.flatten(2)
+        return (product + self.bias.to(product.dtype)[:, None]).unflatten(2, x.shape[2:])
+
 
 def conv(inputs: int, outputs: int, kernel: int, *, generator: torch.Generator) -> nn.Conv2d:
     """Return a convolution that keeps the resolution, with PyTorch's uniform weights and zero biases."""

@@ -10,13 +10,14 @@ def logistic_outputs(channels: int, mixtures: int) -> int:
     return mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
 
 
-def logistics(outputs: Tensor, x: Tensor, *, mixtures: int = 10) -> Tensor:
-    """Return −log p(x) `[batch]` in nats of 8-bit images `[batch, c, h, w]` scaled to [−1, 1].
+def logistics(outputs: Tensor, x: Tensor, *, mixtures: int = 10, levels: int = 256) -> Tensor:
+    """Return −log p(x) `[batch]` in nats of images `[batch, c, h, w]` of `levels` intensities, scaled to [−1, 1].
 
-    Each pixel is a mixture of discretised logistics with bins of half width 1/255; a colour's mean is shifted by
+    Each pixel is a mixture of discretised logistics with bins of half width 1/(levels − 1); a colour's mean moves by
     tanh(coupling) times the colours before it. The first and last bins take the tails. The mass of a bin is written as
-    a product, exact where PixelCNN++ changes to a density.
+    a product, exact where PixelCNN++ changes to a density. Source: Salimans et al. 2017, arXiv 1701.05517.
     """
+    half = 1 / (levels - 1)
     channels = x.shape[1]
     parts = outputs.unflatten(1, (-1, mixtures))  # [batch, parameters, mixtures, h, w]
     logits, mean, log_scale, coupling = parts.split([1, channels, channels, channels * (channels - 1) // 2], 1)
@@ -27,9 +28,9 @@ def logistics(outputs: Tensor, x: Tensor, *, mixtures: int = 10) -> Tensor:
         shifted.append(mean[:, channel] + shift)
         used += channel
     centred = pixels - torch.stack(shifted, 1)
-    high, low = inverse * (centred + 1 / 255), inverse * (centred - 1 / 255)
+    high, low = inverse * (centred + half), inverse * (centred - half)
     below, above = logsigmoid(high), logsigmoid(-low)
     # σ(high) − σ(low) = σ(high) σ(−low) (1 − exp(low − high))
-    inside = below + above + (-torch.expm1(-2 / 255 * inverse)).log()
-    log_bins = torch.where(pixels < -0.999, below, torch.where(pixels > 0.999, above, inside))
+    inside = below + above + (-torch.expm1(-2 * half * inverse)).log()
+    log_bins = torch.where(pixels < -1 + half / 2, below, torch.where(pixels > 1 - half / 2, above, inside))
     return -(log_bins.sum(1) + logits[:, 0].log_softmax(1)).logsumexp(1).flatten(1).sum(1)

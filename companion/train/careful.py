@@ -34,8 +34,9 @@ class Careful:
 
     def _before(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
         weights = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-        gradients = [p.grad.reshape(self.members or 1, -1) for p in weights if p.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).norm(dim=0)
+        rows = self.members or 1
+        flat = torch.cat([p.grad.reshape(rows, -1) for p in weights if p.grad is not None], 1)
+        norms = torch.linalg.vector_norm(flat, dim=1)
         wild = ~(norms <= self.skip)
         if self.skipped.device != wild.device:
             self.skipped, self._row = self.skipped.to(wild.device), self._row.to(wild.device)
@@ -43,8 +44,10 @@ class Careful:
         self._row = torch.where(skip, self._row + 1, 0)
         self.skipped += skip
         factor = torch.where(skip, 0.0, (self.clip / (norms + 1e-6)).clamp(max=1.0))
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = torch.where(skip[:, None], 0.0, gradient * factor[:, None]).view_as(weight)
+        flat = torch.where(skip[:, None], 0.0, flat * factor[:, None])
+        sizes = [weight.numel() // rows for weight in weights]
+        for weight, gradient in zip(weights, flat.split(sizes, 1), strict=True):
+            weight.grad = gradient.reshape(weight.shape).contiguous()
         self._kept = []
         if bool(skip.any()):
             slots = [v for w in weights for v in optimiser.state[w].values() if isinstance(v, Tensor) and v.ndim]

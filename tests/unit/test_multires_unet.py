@@ -14,7 +14,7 @@ from companion.chapters.scrubber import scrubber
 from companion.data import Batches
 from companion.errors import CompanionError
 from companion.models.hierarchical_vae import HVAE, parameter_count, rms
-from companion.models.hvae_cell import Gaussian, kl, surprise
+from companion.models.hvae_cell import Gaussian, conv, kl, surprise
 from companion.models.layer_strings import parse, residual_scale, retimed
 from companion.models.multires_unet import DOWN, LinearUNet, UNet
 from companion.nn import haar
@@ -174,6 +174,9 @@ def test_shared_cells_have_the_parameters_of_one_and_unequal_counts_change_the_s
     assert passes("C13", gain=0.3, parameters=1.0)
     assert not passes("C13", gain=0.3, parameters=distinct / once)
     assert not passes("C13b", nats=[1.0, 1.0], parameters=0.6)
+    assert passes("C13c", gain=0.3, compute=1.1, parameters=1.0)
+    assert not passes("C13c", gain=0.3, compute=1.1, parameters=distinct / once)
+    assert not passes("C13c", gain=0.3, compute=0.4, parameters=1.0)  # a rival with less computation is none
 
 
 def test_the_starting_scale_counts_applications():
@@ -369,6 +372,76 @@ def test_the_last_colour_sums_to_one_given_the_others_and_colours_are_coupled():
     other = outputs.clone()
     other[:, 7] += 0.7  # the coupling of green to red changes p(r, g)
     assert total(other) != pytest.approx(total(outputs), rel=1e-3)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 8])
+def test_few_intensities_of_coupled_colours_sum_to_one_jointly(levels):
+    outputs = 2 * torch.randn(1, logistic_outputs(3, 3), 1, 1, generator=generator(1, "joint"), dtype=torch.float64)
+    grid = torch.linspace(-1, 1, levels, dtype=torch.float64)
+    x = torch.cartesian_prod(grid, grid, grid)[..., None, None]
+    each = -logistics(outputs.expand(len(x), -1, -1, -1), x, mixtures=3, levels=levels)
+    assert float(each.exp().sum()) == pytest.approx(1, abs=1e-9)
+    wrong = -logistics(outputs.expand(len(x), -1, -1, -1), x, mixtures=3)  # bins of the wrong width
+    assert float(wrong.exp().sum()) < 0.9
+
+
+def test_each_colour_sums_to_one_given_those_before_as_a_product_of_slow_conditionals():
+    outputs = torch.randn(1, logistic_outputs(3, 1), 1, 1, generator=generator(2, "slow"), dtype=torch.float64)
+    _, *rest = outputs.flatten()
+    mean, log_scale, (a, b, c) = rest[:3], rest[3:6], (torch.stack(rest[6:])).tanh()
+    grid = torch.linspace(-1, 1, 256, dtype=torch.float64)
+
+    def conditional(place, channel):
+        """Masses of all 256 intensities of a colour with the logistic's mean at `place`."""
+        inverse = (-log_scale[channel]).exp()
+        edges = torch.sigmoid((grid[:-1] + 1 / 255 - place) * inverse)
+        return torch.cat([edges[:1], edges.diff(), 1 - edges[-1:]])
+
+    for r, g, blue in ((0, 0, 0), (255, 255, 255), (3, 200, 255), (128, 0, 77)):
+        red = conditional(mean[0], 0)
+        green = conditional(mean[1] + a * grid[r], 1)
+        last = conditional(mean[2] + b * grid[r] + c * grid[g], 2)
+        for masses in (red, green, last):
+            assert float(masses.sum()) == pytest.approx(1, abs=1e-12)
+        x = torch.stack([grid[r], grid[g], grid[blue]]).view(1, 3, 1, 1)
+        slow = -(red[r].log() + green[g].log() + last[blue].log())
+        torch.testing.assert_close(logistics(outputs, x, mixtures=1)[0], slow, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_of_the_logistics_are_finite_at_the_extremes():
+    x = torch.tensor([-1.0, 1.0, 0.1]).view(3, 1, 1, 1).expand(-1, 3, 2, 2)
+    for size in (1.0, 30.0):
+        outputs = torch.randn(3, logistic_outputs(3, 2), 2, 2, generator=generator(0, "far")) * size
+        outputs.requires_grad_(True)
+        value = logistics(outputs, x, mixtures=2)
+        value.sum().backward()
+        assert value.isfinite().all() and outputs.grad.isfinite().all()
+
+
+def test_a_hierarchy_trains_on_colours():
+    x = (255 * torch.rand(32, 3, 8, 8, generator=generator(0, "paint")).mul(0.2)).round() / 255
+    sizes = dict(channels=3, outputs=logistic_outputs(3, 2), patch=2)
+    member = HVAE("4r1d2,2r1d2,1r1", "1r1,2m1r1,4m2r1", **SIZES, **sizes, generator=generator(0, "colours"))
+    noise = torch.randn(32, member.noise_size(), generator=generator(0, "colour noise"))
+
+    def bound():
+        trace = member(2 * x - 1, noise)
+        return (logistics(trace.output, 2 * x - 1, mixtures=2) + trace.kl.sum(0)).mean() / x[0].numel() / math.log(2)
+
+    before, optimiser = float(bound().detach()), torch.optim.AdamW(member.parameters(), lr=0.02)
+    for _ in range(30):
+        optimiser.zero_grad()
+        bound().backward()
+        optimiser.step()
+    assert float(bound().detach()) < before - 1 and before < 12
+
+
+def test_a_product_of_matrices_is_the_convolution_it_replaces():
+    for inputs, outputs, side in ((5, 3, 4), (2, 6, 1)):
+        layer = conv(inputs, outputs, 1, generator=generator(0, "conv")).double()
+        torch.nn.init.normal_(layer.bias, generator=generator(0, "bias"))
+        x = torch.randn(4, inputs, side, side, generator=generator(0, "x"), dtype=torch.float64)
+        torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.weight, layer.bias))
 
 
 # The skip

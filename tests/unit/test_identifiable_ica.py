@@ -520,7 +520,7 @@ def test_half_dead_codes_that_agree_exactly_are_not_at_the_null():
     assert float(whole) < rotation_null(8, generator=generator(0))[0]
     assert float(live_tables(list(alive))["strong"].nanmean()) > 0.99
     g = generator(0, "axes")
-    assert random_axes(list(alive), white=True, generator=g) < 0.9
+    assert float(random_axes(list(alive), white=True, draws=1, generator=g)) < 0.9
 
 
 def test_live_tables_equal_the_batched_scores_and_take_runs_of_unequal_width():

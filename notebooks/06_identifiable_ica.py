@@ -1053,7 +1053,7 @@ def fast_ica(data, k, components, at=None):
     )
     model.fit(data.float().numpy())  # twice as fast as float64, and far finer than the tolerance
     converged.append(model.n_iter_ < ITERATIONS)
-    return torch.from_numpy(model.transform((data if at is None else at).float().numpy()))
+    return torch.from_numpy(model.transform((data if at is None else at).float().numpy())).double()
 
 
 def on_bootstrap(method, data, at, *purpose):

@@ -66,17 +66,13 @@ class MixturePrior(nn.Module):
 
         With `std` `[..., dim]` its expectation under N(z, diag std²), exactly: the trace term and no sample.
         """
+        shift = z[..., None, :] - self.means  # [..., K, dim]
         if self.lower is None:
             variance = self._positive()
+            quadratic = (shift.square() / variance).sum(-1)
             log_det = variance.log().sum(-1)
             precision = variance.reciprocal()  # [K, dim]
-            # Expanded, so that nothing has the shape [..., K, dim]; about their middle, to lose no digits far from 0.
-            middle = self.means.mean(0)
-            point, place = z - middle, self.means - middle
-            quadratic = point.square() @ precision.mT - 2 * point @ (place * precision).mT
-            quadratic = quadratic + (place.square() * precision).sum(-1)
         else:
-            shift = z[..., None, :] - self.means  # [..., K, dim]
             factor = self.cholesky()
             identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
             inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)

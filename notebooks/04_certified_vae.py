@@ -249,7 +249,7 @@ def coupling(vae, k, x, *purpose):
         s.coupling_draws, len(x), 2 * d, generator=generator(seed, "coupling", *purpose)
     ).to(x)
     with torch.no_grad():
-        deviation = two_draws(vae, chunk=64)(x, x, eps)
+        deviation = two_draws(vae)(x, x, eps)
     reach = eps[..., :d].abs().amax(-1)
     return cert.coupling_margin(deviation.cpu(), reach.cpu(), k.a, k.b, k.c, s.r, 0.999)
 
@@ -832,6 +832,7 @@ torch.set_default_dtype(torch.float32)
 
 # %%
 print(inspect.getsource(Stack.forward))
+print(inspect.getsource(Stack.activation))
 print(inspect.getsource(CertifiedVAE.encode))
 
 # %% [markdown]
@@ -1266,7 +1267,7 @@ for name in fixed:
         s.coupling_draws, s.certified, 2 * d, generator=generator(seed, "latent", "smoothing")
     ).to(test)
     with torch.no_grad():
-        inside = (two_draws(vae, chunk=64)(hundred, hundred, eps) <= s.r).sum(0)
+        inside = (two_draws(vae)(hundred, hundred, eps) <= s.r).sum(0)
     latent_margins.append(
         cert.neyman_pearson_margin(inside, s.coupling_draws, gamma / k.b, 0.999).mean()
     )

@@ -252,8 +252,8 @@ def axes_null(stack, white, draws, *purpose):
     """Mean and standard deviation of the mean strong score when every run is in random axes of its own latents."""
     few = [z[:: max(1, len(z) // 2_000)] for z in stack]
     g = generator(seed, "axes null", *purpose)
-    values = np.array([random_axes(few, white=white, generator=g) for _ in range(draws)])
-    return float(values.mean()), float(values.std())
+    values = random_axes(few, white=white, draws=draws, generator=g)
+    return float(values.mean()), float(values.std(correction=0))
 
 
 axes_nulls = {
@@ -1191,14 +1191,18 @@ def sets(kind, name):
     return torch.tensor([float(torch.as_tensor(flow_rows[k, kind][name]).mean()) for k in range(spec["sets"])])  # fmt: skip
 
 
+flow_ranks = [
+    [rankdata(flow_rows[k, "vade"][name].numpy()) for name in ("score", "truth")]
+    for k in range(spec["sets"])
+]
+
+
 def rank_correlation(shuffled=None):
     """Mean within-set rank correlation of likelihood and MCC to the truth among mixture flows."""
     rho = []
-    for k in range(spec["sets"]):
-        row = flow_rows[k, "vade"]
-        score = row["score"].numpy()
+    for score, truth in flow_ranks:
         score = score if shuffled is None else shuffled.permutation(score)
-        rho.append(np.corrcoef(rankdata(score), rankdata(row["truth"].numpy()))[0, 1])
+        rho.append(np.corrcoef(score, truth)[0, 1])
     return float(np.mean(rho))
 
 

@@ -186,29 +186,43 @@ def live_tables(codes: list[Tensor]) -> dict[str, Tensor]:
 
 def _held_strong(a: Tensor, b: Tensor) -> float:
     rows = len(a) // 2
-    fit, held = (correlations(a[part], b[part]) for part in (slice(rows), slice(rows, None)))
-    first, second = linear_sum_assignment(fit.abs().numpy(), maximize=True)  # any shape: the smaller side is matched
-    return float((held * fit.sign())[first, second].mean())
+    return _matched(*(correlations(a[part], b[part]) for part in (slice(rows), slice(rows, None))))
 
 
-def random_axes(codes: list[Tensor], *, white: bool, generator: torch.Generator) -> float:
-    """Return the mean strong score over pairs after every run was put into random axes of its own latents.
+def _matched(fit: Tensor, held: Tensor) -> float:
+    fitted, shown = fit.numpy(), held.numpy()
+    first, second = linear_sum_assignment(abs(fitted), maximize=True)  # any shape: the smaller side is matched
+    return float((shown[first, second] * numpy.sign(fitted[first, second])).mean())
+
+
+def random_axes(codes: list[Tensor], *, white: bool, draws: int, generator: torch.Generator) -> Tensor:
+    """Return the mean strong score over pairs `[draws]` after every run was put into random axes of its own latents.
 
     The codes are standardised, or whitened, and rotated. The null of "these latents share a space, not their axes".
     """
-    turned = []
+    halves = []
     for code in codes:
         z = code.double().cpu()
         first = z[: len(z) // 2]
-        z = z - first.mean(0)
         if white:
             factor = torch.linalg.cholesky(_regular(torch.cov(first.mT).view(z.shape[1], z.shape[1])))
             z = torch.linalg.solve_triangular(factor, z.mT, upper=False).mT
         else:
             z = z / first.std(0)
-        turned.append(z @ haar(1, z.shape[1], generator=generator)[0])
-    pairs = [_held_strong(turned[i], turned[j]) for i in range(len(turned)) for j in range(i)]
-    return sum(pairs) / len(pairs)
+        halves.append([part - part.mean(0) for part in (z[: len(first)], z[len(first) :])])
+    drawn = [[haar(1, z.shape[1], generator=generator)[0] for z in codes] for _ in range(draws)]
+    turns = [torch.stack(own) for own in zip(*drawn, strict=True)]  # [draws, p_i, p_i] of every run
+    # Rotating the moments of a pair rotates its codes, without a pass over their rows at every draw.
+    sizes = [[(turn.mT @ (z.mT @ z) @ turn).diagonal(dim1=1, dim2=2).sqrt() for z in own]
+             for own, turn in zip(halves, turns, strict=True)]  # fmt: skip
+    total, pairs = torch.zeros(draws, dtype=torch.float64), [(i, j) for i in range(len(codes)) for j in range(i)]
+    for i, j in pairs:
+        tables = [
+            turns[i].mT @ (halves[i][k].mT @ halves[j][k]) @ turns[j] / (sizes[i][k][:, :, None] * sizes[j][k][:, None])
+            for k in (0, 1)
+        ]
+        total += torch.tensor([_matched(fit, held) for fit, held in zip(*tables, strict=True)])
+    return total / len(pairs)
 
 
 def ladder(a: Tensor, b: Tensor, *, neighbours: int = 10) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from companion.analysis.attacks import Box, pgd
 
 # Deviations D `[draws, batch]` of perturbed from clean data, both `[batch, d]`, by normal draws `[draws, batch, k]`.
+# They broadcast: perturbed `[radii, batch, d]` with draws `[draws, 1, batch, k]` give `[draws, radii, batch]`.
 Deviation = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -78,28 +79,23 @@ def attacked_margin(
     bound. A perturbation of norm c breaks every margin >= c: an attack can miss, never overstate, so this is an
     *upper* bound of the margin (0 where the clean reconstruction already fails the same test).
     """
-    device, (batch, size) = generator.device, x.shape
+    device, batch = generator.device, len(x)
 
     def draw(draws: int) -> Tensor:
         return torch.randn(draws, batch, noise_size, generator=generator, device=device).to(x)
 
-    def repeat(eps: Tensor) -> Tensor:  # the same draws at every radius
-        return eps[:, None].expand(-1, len(radii), -1, -1).flatten(1, 2)
-
-    fixed, fresh = repeat(draw(attack_draws)), draw(test_draws)
-    wide = x.expand(len(radii), -1, -1).flatten(0, 1)  # [radii × batch, d]
-    limits = radii.to(x)[:, None].expand(-1, batch).flatten()
+    # The same draws at every radius, so that what belongs to the clean data is computed once for all.
+    fixed, fresh = draw(attack_draws)[:, None], draw(test_draws)
     attack = pgd(
-        lambda v: deviation(v, wide, fixed).mean(0),
-        wide, limits, steps=steps, step=step, restarts=restarts, box=box, generator=generator,
+        lambda v: deviation(v, x, fixed).mean(0),
+        x.expand(len(radii), -1, -1), radii.to(x)[:, None], steps=steps, step=step, restarts=restarts, box=box,
+        generator=generator,
     )  # fmt: skip
     with torch.no_grad():
-        inside = (deviation(wide + attack.delta, wide, repeat(fresh)) <= r).sum(0).view(len(radii), batch)
+        inside = (deviation(x + attack.delta, x, fresh[:, None]) <= r).sum(0)
         clean = (deviation(x, x, fresh) <= r).sum(0)
     broken = clopper_pearson(inside, test_draws, level)[1] <= 0.5
-    norms = attack.delta.norm(dim=-1).view(len(radii), batch).double().cpu()
+    norms = attack.delta.norm(dim=-1).double().cpu()
     smallest = torch.where(broken, norms, torch.inf).min(0).values
     smallest = torch.where(clopper_pearson(clean, test_draws, level)[1] <= 0.5, 0.0, smallest)
-    return AttackedMargin(
-        smallest, (inside / test_draws).cpu(), attack.delta.view(len(radii), batch, size), (clean / test_draws).cpu()
-    )
+    return AttackedMargin(smallest, (inside / test_draws).cpu(), attack.delta, (clean / test_draws).cpu())

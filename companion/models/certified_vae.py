@@ -37,13 +37,25 @@ class Stack(nn.Module):
         )
         self.register_buffer("gain", torch.tensor(1.0 if free else lipschitz ** (1 / len(self.layers))))
         self.register_buffer("constrained", torch.tensor(float(not free)))
+        self.sorts: bool | None = None  # not settled: members of an Ensemble may differ
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., in]` to `[..., out]`."""
         for layer in self.layers[:-1]:
-            x = self.gain * layer(x)
-            x = torch.where(self.constrained > 0, maxmin(x), x.relu())
-        return self.gain * self.layers[-1](x)
+            x = self.activation(layer(x, self.gain))
+        return self.layers[-1](x, self.gain)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return MaxMin of `x` `[..., even]`, or its ReLU in a free stack."""
+        if self.sorts is None:
+            return torch.where(self.constrained > 0, maxmin(x), x.relu())
+        return maxmin(x) if self.sorts else x.relu()
+
+    def freeze(self, iterations: int = 50) -> None:
+        """Freeze the layers, and compute from now on only the activation that is in use."""
+        for layer in self.layers:
+            layer.freeze(iterations)  # type: ignore[operator]
+        self.sorts = bool(self.constrained > 0)
 
 
 class CertifiedVAE(nn.Module):
@@ -89,20 +101,38 @@ class CertifiedVAE(nn.Module):
         return self.decoder(z).sigmoid()
 
 
+class _LogRatio(torch.autograd.Function):
+    """log((l/2) / sinh(l/2)) of the logit l, with its derivative in closed form: every pixel of a batch passes here."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor) -> Tensor:  # type: ignore[override]
+        size = logits.abs().clamp_min(1e-30)
+        return (size / -torch.expm1(-size)).log() - size / 2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (logits,) = ctx.saved_tensors
+        exact = 1 / logits - 0.5 / torch.tanh(logits / 2)
+        series = logits * (logits.square() / 720 - 1 / 12)  # where the exact one is a difference of large numbers
+        return gradient * torch.where(logits.abs() > 0.1, exact, series)
+
+
 def continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     """Return log p(x) in nats, `[...]`, summed over the last axis, under continuous Bernoullis with `logits`.
 
-    The normaliser 2 artanh(1 − 2λ) / (1 − 2λ) is l / tanh(l / 2) in the logit l, an even function with value 2 at
-    0, where its logarithm is expanded (Loaiza-Ganem & Cunningham 2019). Logits are kept within ±`LOGIT`, as
-    torch.distributions does: the density at x = 0 grows without bound as l falls, and on the empty border of an image
-    a free decoder would earn its likelihood with that alone.
+    In the logit l the density e^(xl) / (1 + e^l), times its normaliser l / tanh(l / 2) (Loaiza-Ganem & Cunningham
+    2019), is e^((x − ½) l) (l/2) / sinh(l/2). Logits are kept within ±`LOGIT`, as torch.distributions does: the
+    density at x = 0 grows without bound as l falls, and on the empty border of an image a free decoder would earn its
+    likelihood with that alone.
     """
     logits = logits.clamp(-LOGIT, LOGIT)
-    size = logits.abs()
-    safe = size.clamp_min(0.1)
-    series = 0.6931471805599453 + size.square() / 12 - size.square().square() * (7 / 1440)
-    normaliser = torch.where(size > 0.1, torch.log(safe / torch.tanh(safe / 2)), series)
-    return (x * logits - nn.functional.softplus(logits) + normaliser).sum(-1)
+    return ((x - 0.5) * logits + _LogRatio.apply(logits)).sum(-1)
 
 
 def elbo_terms(vae: Any, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,6 +164,6 @@ def frozen(vae: CertifiedVAE, iterations: int = 50) -> CertifiedVAE:
     """Return a copy with plain weights: `iterations` of Björck in float64, rounded once; that is what is certified."""
     copied = copy.deepcopy(vae)
     for module in copied.modules():
-        if isinstance(module, BjorckLinear):
+        if isinstance(module, Stack):
             module.freeze(iterations)
     return copied.requires_grad_(False)

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, leaky_relu, one_hot, softplus
+from torch.nn.functional import leaky_relu, one_hot, softplus
 
 from companion.nn.mixture_prior import MixturePrior
 
@@ -118,7 +118,7 @@ class LatentVAE(nn.Module):
         out = self.decoder(z)
         if self.noise:
             return gaussian(x, out, torch.full_like(out, self.noise**2))
-        return -binary_cross_entropy_with_logits(out, x, reduction="none").sum(-1)
+        return (x * out - softplus(out)).sum(-1)
 
 
 def negative_elbo(vae: Any, batch: tuple[Tensor, ...], noise: Tensor, _hyper: Mapping[str, Tensor]) -> Any:
@@ -213,4 +213,4 @@ class PatchCoder(nn.Module):
 def patch_loss(coder: Any, batch: tuple[Tensor, ...], gumbel: Tensor, _hyper: Mapping[str, Tensor]) -> Any:
     """The loss: −log p(patches | codes) in nats per image, Bernoulli on grey values, for a batch (patches, ...)."""
     out = coder.decoder(coder.codes(batch[0], gumbel))
-    return binary_cross_entropy_with_logits(out, batch[0], reduction="none").sum((-2, -1)).mean(), {}
+    return (softplus(out) - batch[0] * out).sum((-2, -1)).mean(), {}

@@ -14,7 +14,7 @@ import numpy
 import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import softplus
 
 from companion.nn.mixture_prior import MixturePrior
 
@@ -183,7 +183,7 @@ class MFCVAE(nn.Module):
         """Return log p(x|z) in nats, `[batch]`."""
         out = self.network.decode(z, self._all_on(z) if fade is None else fade)
         if self.sigma is None:
-            return -binary_cross_entropy_with_logits(out, x, reduction="none").sum(-1)
+            return (x * out - softplus(out)).sum(-1)
         constant = 0.5 * math.log(2 * math.pi * self.sigma**2)
         return (-0.5 * ((x - out) / self.sigma).square() - constant).sum(-1)
 

@@ -47,6 +47,7 @@ class Feed:
         )
         whole = all(getattr(source, "batch_size", 0) is None for source in self.sources)
         self.shared = all(source is first for source in self.sources) or (same_data and whole)
+        self._distinct = {id(source): source for source in self.sources}  # members may share one
         self._one_gather = same_data and hasattr(first, "indices")
 
     def __call__(self, step: int) -> tuple[tuple[Tensor, ...], Any]:
@@ -68,7 +69,8 @@ class Feed:
         if self._one_gather:
             chosen = torch.stack([source.indices(step) for source in self.sources])  # type: ignore[attr-defined]
             return tuple(t.index_select(0, chosen.flatten()).unflatten(0, chosen.shape) for t in first.tensors)
-        return tuple(torch.stack(tensors) for tensors in zip(*(s.batch(step) for s in self.sources), strict=True))
+        drawn = {key: source.batch(step) for key, source in self._distinct.items()}
+        return tuple(torch.stack(tensors) for tensors in zip(*(drawn[id(s)] for s in self.sources), strict=True))
 
     def state(self) -> list[Tensor]:
         """Return the state of every noise generator."""

@@ -330,6 +330,16 @@ def test_continuous_bernoulli_agrees_with_torch_and_integrates_to_one():
     assert far[0] == far[1]  # an extreme logit earns nothing more
 
 
+def test_the_gradient_of_the_continuous_bernoulli_is_that_of_torch_alone_and_under_vmap():
+    logits = torch.linspace(-9, 9, 145).double().requires_grad_(True)  # 0 and both sides of the series' end among them
+    (slope,) = torch.autograd.grad(continuous_bernoulli(torch.full((145, 1), 0.3), logits[:, None]).sum(), logits)
+    density = ContinuousBernoulli(logits=logits, lims=(0.495, 0.505))
+    (expected,) = torch.autograd.grad(density.log_prob(torch.tensor(0.3).double()).sum(), logits)
+    torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-5)
+    each = torch.func.vmap(torch.func.grad(lambda one: continuous_bernoulli(torch.tensor([0.3]).to(one), one[None])))
+    torch.testing.assert_close(each(logits.detach()), slope)
+
+
 def test_training_raises_the_bound_and_keeps_the_constants():
     torch.set_default_dtype(torch.float32)
     nets = [vae(float("inf")), vae(4.0), vae(4.0, clamp=0.1)]

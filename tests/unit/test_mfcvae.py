@@ -5,6 +5,7 @@ import math
 import numpy
 import pytest
 import torch
+from sklearn.metrics import normalized_mutual_info_score
 from torch.distributions import Categorical, Independent, MultivariateNormal, Normal, kl_divergence
 
 from companion.analysis import facets
@@ -408,3 +409,11 @@ def test_missing_effects_fail_their_rules():
     assert not passes("B2", within=[0.0] * 4, regret=0.0)
     assert not passes("B2", within=[0.9] * 4, regret=0.3)
     assert not passes("B3", strong=[0.0, 0.0], middle=[0.0, 0.0], weak=[0.0, 0.0])
+
+
+def test_mutual_information_is_that_of_scikit_learn():
+    labels = torch.randint(4, (90,), generator=generator(0, "labels"))
+    noisy = torch.where(torch.arange(90) % 3 == 0, labels, torch.randint(9, (90,), generator=generator(0, "noise")))
+    for one, two in ((noisy, labels), (labels, labels), (noisy, torch.zeros_like(labels))):
+        assert nmi(one, two) == pytest.approx(normalized_mutual_info_score(two.numpy(), one.numpy()), abs=1e-12)
+    assert nmi(torch.zeros(5).long(), torch.zeros(5).long()) == 1

@@ -2189,20 +2189,10 @@ chapter.ledger()
 # ## At paper scale
 
 # %% tags=["hide-input"]
-paper_scale = chapter.recorded("gpu")
-if paper_scale is None:
-    display(
-        Markdown(
-            "**Needs gpu.** The `gpu` profile (hidden width 512, six values of L, three seeds, 100 attacked images with five restarts) has not been recorded yet. "
-            "`companion run 04_certified_vae --profile gpu` and `companion record` fill this section."
-        )
-    )
-else:
-    display(
-        Markdown(
-            f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."
-        )
-    )
+paper_scale = chapter.paper_scale(
+    "hidden width 512, six values of L, three seeds, 100 attacked images with five restarts"
+)
+if paper_scale:
     kept = paper_scale["series"]
     fig, axis = plt.subplots()
     for key, label, colour in (

@@ -1719,20 +1719,10 @@ chapter.ledger()
 # ## At paper scale
 
 # %% tags=["hide-input"]
-paper_scale = chapter.recorded("gpu")
-if paper_scale is None:
-    display(
-        Markdown(
-            "**Needs gpu.** The `gpu` profile (the released MNIST configuration with ten seeds, rooms with the 3DShapes configuration, twenty seeds of each variant on coloured digits) has not been recorded yet. "
-            "`companion run 05_mfcvae --profile gpu` and `companion record` fill this section."
-        )
-    )
-else:
-    display(
-        Markdown(
-            f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."
-        )
-    )
+paper_scale = chapter.paper_scale(
+    "the released MNIST configuration with ten seeds, rooms with the 3DShapes configuration, twenty seeds of each variant on coloured digits"
+)
+if paper_scale:
     kept = paper_scale["series"]
     paper_rows = ((0.9202, 0.0302, kept["mnist_purity"], "MNIST digit"), *zip((0.9946, 0.8847, 1.0, 0.9005), (0.011, 0.0182, 0.0, 0.0265), kept["rooms"], ("floor hue", "shape (floor)", "wall hue", "shape (wall)")))  # fmt: skip
     fig, axis = plt.subplots()

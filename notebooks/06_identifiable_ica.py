@@ -1953,20 +1953,10 @@ chapter.ledger()
 # ## At paper scale
 
 # %% tags=["hide-input"]
-paper_scale = chapter.recorded("gpu")
-if paper_scale is None:
-    display(
-        Markdown(
-            "**Needs gpu.** The `gpu` profile (the released fully connected networks on full-size MNIST with n = 50 and 90, Fashion-MNIST, sprites and CIFAR-10, ten seeds each) has not been recorded yet. "
-            "`companion run 06_identifiable_ica --profile gpu` and `companion record` fill this section."
-        )
-    )
-else:
-    display(
-        Markdown(
-            f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."
-        )
-    )
+paper_scale = chapter.paper_scale(
+    "the released fully connected networks on full-size MNIST with n = 50 and 90, Fashion-MNIST, sprites and CIFAR-10, ten seeds each"
+)
+if paper_scale:
     kept = paper_scale["series"]
     fig, axis = plt.subplots()
     for name, role in (

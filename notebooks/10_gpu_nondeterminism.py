@@ -1189,22 +1189,14 @@ chapter.ledger()
 
 # %% [markdown]
 # ## At paper scale
+#
+# The `gpu` profile probes first (every operation of the table 200 times, flags off and on; 8 identical runs of 200 steps hashed), then runs the control with flags on, then 28 seeds by 4 executions of a wider ResNet on CIFAR-10 with the flags off, and 4 by 4 of the paper's ResNet29v2, and times deterministic kernels. If the probe finds identical runs identical, that is the finding, and `execution="rows"` in the settings creates the noise honestly. C1d and C11a wait for it.
 
 # %% tags=["hide-input"]
-paper_scale = chapter.recorded("gpu")
-if paper_scale is None:
-    display(
-        Markdown(
-            "**Needs gpu.** The `gpu` profile has not been recorded yet. It probes first (every operation of the table 200 times, flags off and on; 8 identical runs of 200 steps hashed), then runs the control with flags on, then 28 seeds by 4 executions of a wider ResNet on CIFAR-10 with the flags off, "
-            'and 4 by 4 of the paper\'s ResNet29v2, and times deterministic kernels. If the probe finds identical runs identical, that is the finding, and `execution="rows"` in the settings creates the noise honestly. `companion run 10_gpu_nondeterminism --profile gpu` and `companion record` fill this section; C1d and C11a wait for it.'
-        )
-    )
-else:
-    display(
-        Markdown(
-            f"Recorded on {paper_scale['provenance']['device']}, commit `{paper_scale['provenance']['commit'][:10]}`."
-        )
-    )
+paper_scale = chapter.paper_scale(
+    "probes, the control with flags on, 28 seeds by 4 executions of a ResNet on CIFAR-10, 4 by 4 of ResNet29v2"
+)
+if paper_scale:
     kept = paper_scale["series"]
     fig, axis = plt.subplots(figsize=(8.4, 4.2))
     spots = np.arange(len(probe_rows))

@@ -8,9 +8,8 @@ import math
 
 import numpy
 import torch
-from sklearn.cluster import KMeans
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 
 def jacobi(matrices: Tensor, *, sweeps: int = 60, tolerance: float = 1e-9) -> Tensor:
@@ -78,39 +77,6 @@ def label_covariances(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def mixture_covariances(x: Tensor, components: int, *, seed: int, starts: int = 1) -> tuple[Tensor, Tensor]:
     """Return covariances `[k, n, n]` and weights `[k]` of a full Gaussian mixture fitted to `x` by EM, no labels."""
-    rows, random = x.double().cpu(), numpy.random.RandomState(seed)
-    runs = []
-    for _ in range(starts):
-        groups = KMeans(components, n_init=1, random_state=random).fit(rows.numpy()).labels_
-        runs.append(_em(rows, one_hot(torch.from_numpy(groups).long(), components).double()))
-    return max(runs, key=lambda run: run[0])[1:]
-
-
-def _em(
-    x: Tensor, shares: Tensor, *, steps: int = 100, floor: float = 1e-6, tolerance: float = 1e-3
-) -> tuple[float, Tensor, Tensor]:
-    """Return mean log-likelihood, covariances and weights of a full mixture, from responsibilities `[rows, k]`.
-
-    scikit-learn's `GaussianMixture`, all components at once: with few rows its loop over them is most of the time.
-    """
-    x = x - x.mean(0)  # second moments about 0 then lose no digits
-    n = x.shape[1]
-    outer = (x[:, :, None] * x[:, None, :]).flatten(1)  # [rows, n²]
-    identity = torch.eye(n, dtype=x.dtype)
-    last = bound = -math.inf
-    for step in range(steps + 1):
-        counts = shares.sum(0) + 10 * torch.finfo(x.dtype).eps
-        means = shares.mT @ x / counts[:, None]
-        moments = (shares.mT @ outer / counts[:, None]).unflatten(1, (n, n))
-        covariances = moments - means[:, :, None] * means[:, None, :] + floor * identity
-        weights = counts / counts.sum()
-        if step == steps or abs(bound - last) < tolerance:
-            break
-        inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(covariances), identity, upper=False)
-        distance = (inverse @ (x.mT - means[:, :, None])).square().sum(1)  # [k, rows]
-        scale = inverse.diagonal(dim1=1, dim2=2).log().sum(1) + weights.log() - n / 2 * math.log(2 * math.pi)
-        log_joint = (scale[:, None] - distance / 2).mT
-        log_rows = log_joint.logsumexp(1)
-        shares = (log_joint - log_rows[:, None]).exp()
-        last, bound = bound, float(log_rows.mean())
-    return bound, covariances, weights
+    model = GaussianMixture(components, n_init=starts, random_state=seed, reg_covar=1e-6, max_iter=100)
+    model.fit(x.double().numpy())
+    return torch.from_numpy(model.covariances_), torch.from_numpy(model.weights_)

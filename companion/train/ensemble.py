@@ -89,9 +89,7 @@ class Ensemble(nn.Module):
     def clip_gradients(self, limit: float) -> None:
         """Scale each member's gradient to an L2 norm of at most `limit`, as `clip_grad_norm_` does alone."""
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norms = [
-            torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients
-        ]  # a scalar has no flatten(1)
+        norms = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients]  # also of scalars
         total = torch.linalg.vector_norm(torch.stack(norms), dim=0)
         scale = (limit / (total + 1e-6)).clamp(max=1.0)
         for gradient in gradients:

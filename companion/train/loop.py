@@ -16,7 +16,7 @@ from companion.train import checkpoint as disk
 from companion.train.ensemble import Ensemble
 from companion.train.feed import Feed, Noise, Source
 from companion.train.guard import Guard
-from companion.train.objective import Loss, hyper_for, objective, optimiser_for, seeds_for, stepper
+from companion.train.objective import Loss, hyper_for, objective, optimiser_for, seeds_for
 from companion.train.progress import progress
 from companion.train.records import History, Log
 
@@ -76,7 +76,6 @@ def fit(
     if compile and cuda:
         evaluate = torch.compile(evaluate)
     run = _Run(module, optimiser_for(module, optimiser, lr), ema, feed)
-    advance = stepper(run.descent)
     identity = {
         "steps": steps,
         "seed": seeds,
@@ -128,7 +127,7 @@ def fit(
         if schedule is not None:
             for group in run.descent.param_groups:
                 group["lr"] = lr * schedule(step, steps)
-        advance()
+        run.descent.step()
         run.blend(step)
         if last and step + 1 < steps:
             keep(step + 1)

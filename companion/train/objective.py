@@ -1,8 +1,6 @@
 """The loss as the loop calls it: the same for one model and for all members of an ensemble at once."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +50,6 @@ def objective(module: nn.Module, loss: Loss, *, shared: bool) -> Evaluate:
 def optimiser_for(module: nn.Module, build: Callable[..., torch.optim.Optimizer], lr: float) -> torch.optim.Optimizer:
     """Build the optimiser; for an ensemble only one that treats each number alone, else CompanionError."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    _spare_the_compiler()
     built = build(parameters, lr=lr)
     if isinstance(module, Ensemble) and type(built) not in ELEMENTWISE:
         raise CompanionError(
@@ -62,20 +59,6 @@ def optimiser_for(module: nn.Module, build: Callable[..., torch.optim.Optimizer]
     if type(built) in FUSED and built.defaults["foreach"] is None and built.defaults["fused"] is None:
         built = build(parameters, lr=lr, fused=True)
     return built
-
-
-def _spare_the_compiler() -> None:
-    """Let PyTorch's optimisers run without importing its compiler, which takes seconds and serves no eager step."""
-    # Each of these hides itself from the compiler at its first call, for which it would import it.
-    optimiser = torch.optim.Optimizer
-    for method in (optimiser.add_param_group, optimiser.zero_grad, optimiser.state_dict, optimiser.load_state_dict):
-        if plain := getattr(method, "__wrapped__", None):
-            plain.__dynamo_disable = plain
-
-
-def stepper(optimiser: torch.optim.Optimizer) -> Callable[[], Any]:
-    """Return `optimiser.step` without the wrapper that tells PyTorch's compiler where to break (and imports it)."""
-    return torch.no_grad()(partial(inspect.unwrap(type(optimiser).step), optimiser))
 
 
 def seeds_for(module: nn.Module, seed: int | Sequence[int]) -> list[int]:

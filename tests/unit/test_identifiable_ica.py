@@ -6,7 +6,6 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.cross_decomposition import CCA
-from sklearn.mixture import GaussianMixture
 
 from companion.analysis import symmetries as sym
 from companion.analysis.identifiability import (
@@ -195,10 +194,6 @@ def test_unmixing_recovers_sources_from_labels_and_without():
     x = s @ codes(3, 3, "A").mT
     assert mcc(x @ unmixing(*label_covariances(x, u)).mT, s) > 0.995
     assert mcc(x @ unmixing(*mixture_covariances(x, 6, seed=0, starts=5)).mT, s) > 0.99
-    slow = GaussianMixture(6, n_init=2, random_state=0, reg_covar=1e-6).fit(x.double().numpy())
-    covariances, weights = mixture_covariances(x, 6, seed=0, starts=2)
-    torch.testing.assert_close(covariances, torch.from_numpy(slow.covariances_))
-    torch.testing.assert_close(weights, torch.from_numpy(slow.weights_))
     assert mcc(x, s) < 0.97
 
 

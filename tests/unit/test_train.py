@@ -279,16 +279,3 @@ def test_the_bar_is_drawn_only_for_someone_who_watches(monkeypatch, capsys, envi
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     assert list(progress(range(3), desc="epochs")) == [0, 1, 2]
     assert ("epochs" in capsys.readouterr().err) == shown
-
-
-def test_an_eager_run_does_not_wait_for_the_compiler_to_be_imported():
-    program = """
-import sys, torch
-from companion.data import Batches
-from companion.train import fit
-
-model = torch.nn.Linear(3, 1)
-fit(model, lambda m, b, *_: (m(b[0]).square().mean(), {}), Batches(torch.ones(4, 3), batch_size=2, seed=0), steps=2)
-assert "torch._dynamo" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)

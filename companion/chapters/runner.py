@@ -64,6 +64,8 @@ def environment(profile: str, results_dir: Path, figures_dir: Path) -> dict[str,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
+        # Threads that wait sleep soon: no slower alone, and on a busy machine two to three times as fast.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
         "PYTHONHASHSEED": "0",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         # The inline backend draws a forgotten figure into the output, where the site build refuses it.

@@ -221,7 +221,7 @@ def random_axes(codes: list[Tensor], *, white: bool, draws: int, generator: torc
             turns[i].mT @ (halves[i][k].mT @ halves[j][k]) @ turns[j] / (sizes[i][k][:, :, None] * sizes[j][k][:, None])
             for k in (0, 1)
         ]
-        total += torch.tensor([_matched(fit, held) for fit, held in zip(*tables, strict=True)])
+        total += torch.tensor([_matched(*both) for both in zip(*tables, strict=True)], dtype=torch.float64)
     return total / len(pairs)
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,12 @@ class _Job:
     profile: str
     parameters: dict[str, Any]
     key: str  # digest of everything that the outputs follow from
+    at_once: int = 1  # chapters that share the processor's threads
 
 
-def environment(profile: str, results_dir: Path, figures_dir: Path) -> dict[str, str]:
-    """Return the environment of a kernel: what must be set before Python starts for two runs to agree."""
-    threads = str(profiles.get(profile).threads)
+def environment(profile: str, results_dir: Path, figures_dir: Path, at_once: int = 1) -> dict[str, str]:
+    """Return the environment of one of `at_once` kernels: what must be set before Python starts for runs to agree."""
+    threads = str(max(1, profiles.get(profile).threads // at_once))
     # Kernels start in another folder than the one that a relative path was meant from.
     data = {k: str(Path(v).absolute()) for k, v in os.environ.items() if k == "COMPANION_DATA" and v}
     return {
@@ -123,7 +124,8 @@ def run(
         waiting = [job for job in work if force or not _cached(job)]
         for job in work:
             console.print(f"{job.chapter}: {'running' if job in waiting else 'cached'} ({profile})")
-        done = _run_all(waiting, jobs_at_once(jobs, len(waiting)), progress)
+        at_once = jobs_at_once(jobs, len(waiting))
+        done = _run_all([replace(job, at_once=at_once) for job in waiting], at_once, progress)
     return [done.get(job.chapter) or Outcome(job.chapter, "cached") for job in work]
 
 
@@ -261,7 +263,7 @@ def _papermill(job: _Job, folder: Path, stop: threading.Event, report: Any) -> t
     source.write_text(notebooks.dumps(notebooks.read_source(paths.notebook(job.chapter))), "utf8")
     command = [sys.executable, "-c", _PAPERMILL, str(source), str(folder / "executed.ipynb"), "--kernel", "python3"]
     command += ["--cwd", str(paths.notebook(job.chapter).parent), "--progress-bar", "-y", json.dumps(job.parameters)]
-    env = environment(job.profile, folder / "results", folder / "figures")
+    env = environment(job.profile, folder / "results", folder / "figures", job.at_once)
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
     log = b""
     # Its own session: Ctrl-C reaches only us, and we stop the run in order.

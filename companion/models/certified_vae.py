@@ -118,9 +118,10 @@ class _LogRatio(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         (logits,) = ctx.saved_tensors
-        exact = 1 / logits - 0.5 / torch.tanh(logits / 2)
-        series = logits * (logits.square() / 720 - 1 / 12)  # where the exact one is a difference of large numbers
-        return gradient * torch.where(logits.abs() > 0.1, exact, series)
+        near = logits.abs() <= 0.1
+        safe = torch.where(near, 1.0, logits)  # for the second derivative, which knows no branches
+        exact = 1 / safe - 0.5 / torch.tanh(safe / 2)  # near 0 a difference of large numbers
+        return gradient * torch.where(near, logits * (logits.square() / 720 - 1 / 12), exact)
 
 
 def continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:

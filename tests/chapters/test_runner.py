@@ -211,6 +211,11 @@ def test_names_and_profiles_are_checked(book: Path) -> None:
         runner.run([], "smoke", jobs=0)
 
 
+def test_chapters_at_once_share_the_threads(book: Path) -> None:
+    threads = [runner.environment("cpu", book, book, k)["OMP_NUM_THREADS"] for k in (1, 2, 3)]
+    assert threads == ["2", "1", "1"]
+
+
 def test_recheck_agrees(executed_book: Path) -> None:
     assert recheck.recheck([]) == []
 

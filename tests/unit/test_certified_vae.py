@@ -331,13 +331,18 @@ def test_continuous_bernoulli_agrees_with_torch_and_integrates_to_one():
 
 
 def test_the_gradient_of_the_continuous_bernoulli_is_that_of_torch_alone_and_under_vmap():
-    logits = torch.linspace(-9, 9, 145).double().requires_grad_(True)  # 0 and both sides of the series' end among them
-    (slope,) = torch.autograd.grad(continuous_bernoulli(torch.full((145, 1), 0.3), logits[:, None]).sum(), logits)
+    logits = torch.linspace(-9, 9, 1441, dtype=torch.float64).requires_grad_(
+        True
+    )  # 17 in the series
+    x = torch.full((1441, 1), 0.3, dtype=torch.float64)
+    (slope,) = torch.autograd.grad(continuous_bernoulli(x, logits[:, None]).sum(), logits, create_graph=True)
     density = ContinuousBernoulli(logits=logits, lims=(0.495, 0.505))
     (expected,) = torch.autograd.grad(density.log_prob(torch.tensor(0.3).double()).sum(), logits)
-    torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(slope, expected, rtol=0, atol=1e-7)
     each = torch.func.vmap(torch.func.grad(lambda one: continuous_bernoulli(torch.tensor([0.3]).to(one), one[None])))
     torch.testing.assert_close(each(logits.detach()), slope)
+    (curvature,) = torch.autograd.grad(slope.sum(), logits)
+    assert float(curvature[720]) == pytest.approx(-1 / 12)  # at 0: minus the variance of a uniform pixel
 
 
 def test_training_raises_the_bound_and_keeps_the_constants():

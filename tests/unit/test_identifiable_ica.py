@@ -9,6 +9,7 @@ from sklearn.cross_decomposition import CCA
 
 from companion.analysis import symmetries as sym
 from companion.analysis.identifiability import (
+    _held_strong,
     agreement,
     all_pairs,
     calibrated,
@@ -521,6 +522,21 @@ def test_half_dead_codes_that_agree_exactly_are_not_at_the_null():
     assert float(live_tables(list(alive))["strong"].nanmean()) > 0.99
     g = generator(0, "axes")
     assert float(random_axes(list(alive), white=True, draws=1, generator=g)) < 0.9
+
+
+@pytest.mark.parametrize("white", [False, True])
+def test_random_axes_are_rotations_of_the_codes(white):
+    runs = [codes(400, 3, k) + codes(400, 3, "shared") for k in range(3)]
+    found = random_axes(runs, white=white, draws=2, generator=generator(0, "slow axes"))
+    g = generator(0, "slow axes")
+    for draw_ in range(2):
+        turned = []
+        for z in (run.double() for run in runs):
+            first = z[:200]
+            scale = torch.linalg.cholesky(torch.cov(first.mT)) if white else first.std(0).diag()
+            turned.append((z - first.mean(0)) @ torch.linalg.inv(scale).mT @ haar(1, 3, generator=g)[0])
+        slow = [_held_strong(turned[i], turned[j]) for i in range(3) for j in range(i)]
+        assert float(found[draw_]) == pytest.approx(sum(slow) / 3, abs=1e-9)
 
 
 def test_live_tables_equal_the_batched_scores_and_take_runs_of_unequal_width():

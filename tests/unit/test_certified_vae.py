@@ -331,9 +331,7 @@ def test_continuous_bernoulli_agrees_with_torch_and_integrates_to_one():
 
 
 def test_the_gradient_of_the_continuous_bernoulli_is_that_of_torch_alone_and_under_vmap():
-    logits = torch.linspace(-9, 9, 1441, dtype=torch.float64).requires_grad_(
-        True
-    )  # 17 in the series
+    logits = torch.linspace(-9, 9, 1441, dtype=torch.float64).requires_grad_(True)  # 17 in the series
     x = torch.full((1441, 1), 0.3, dtype=torch.float64)
     (slope,) = torch.autograd.grad(continuous_bernoulli(x, logits[:, None]).sum(), logits, create_graph=True)
     density = ContinuousBernoulli(logits=logits, lims=(0.495, 0.505))

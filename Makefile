@@ -1,8 +1,7 @@
 # `make help` lists the targets. Needs: make, Python 3.11 to 3.13. Everything else goes into .venv.
 PYTHON  ?= python3
 PROFILE ?= cpu
-# Two chapters at once with one thread each take less time than one after the other with two.
-JOBS    ?= 2
+JOBS    ?= 1
 # Smoke runs and tests use one thread each.
 TEST_JOBS ?= 2
 CHAPTER ?=
@@ -37,7 +36,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@cp requirements.lock $(READY)
 
-book: $(READY)  ## run every chapter and render _build/html (PROFILE=cpu, JOBS=2)
+book: $(READY)  ## run every chapter and render _build/html (PROFILE=cpu, JOBS=1)
 	$(BIN)/companion run --profile $(PROFILE) -j $(JOBS)
 	$(BIN)/companion build --profile $(PROFILE)
 

@@ -52,7 +52,7 @@ lint: $(READY)  ## ruff and mypy
 test: lint  ## lint, notebook pairs, unit tests, chapters (papermill and nbval), the site in a browser
 	$(BIN)/companion pair --check
 	$(BIN)/companion check --profile smoke -j $(TEST_JOBS)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder --durations 12 tests/site tests/chapters tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder --durations 12 tests/unit tests/chapters tests/site
 
 lab: $(READY)  ## JupyterLab on the notebooks; saving keeps the .py and .ipynb together
 	$(BIN)/jupyter lab --notebook-dir=notebooks

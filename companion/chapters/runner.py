@@ -82,8 +82,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 
     Raises CompanionError listing the valid names.
     """
-    known = paths.chapters()
-    if not known:
+    if not (known := paths.chapters()):
         raise CompanionError(f"no chapters in {paths.root() / 'notebooks'}: run this inside the book's folder")
     found = []
     for name in names or known:
@@ -130,17 +129,13 @@ def run(
 
 
 def jobs_at_once(jobs: int, chapters: int) -> int:
-    """Return how many of `chapters` run side by side: `jobs`, but one where they would share a GPU.
-
-    Raises CompanionError on less than one job.
-    """
+    """Return how many of `chapters` run side by side: one on a GPU. Raises CompanionError on less than one job."""
     if jobs < 1:
         raise CompanionError(f"-j {jobs}: the number of chapters to run at once must be at least 1")
     if min(jobs, chapters) > 1:
         import torch  # only here, as above
 
-        if torch.cuda.is_available():
-            return 1
+        return 1 if torch.cuda.is_available() else jobs
     return jobs
 
 
@@ -159,8 +154,8 @@ def _job(name: str, profile: str, parameters: Mapping[str, Any]) -> _Job:
     given = {**parameters, "profile": profile}
     # A chapter may redraw what the GPU found, so a new recorded file makes a new page.
     recorded = paths.recorded_file(name, "gpu")
-    seen = [provenance.digest(name, profile).encode(), json.dumps(given, sort_keys=True).encode()]
-    seen.append(recorded.read_bytes() if recorded.is_file() else b"")
+    page = recorded.read_bytes() if recorded.is_file() else b""
+    seen = [provenance.digest(name, profile).encode(), json.dumps(given, sort_keys=True).encode(), page]
     return _Job(name, profile, given, hashlib.sha256(b"\0".join(seen)).hexdigest())
 
 
@@ -292,8 +287,7 @@ def _publish(job: _Job, folder: Path, seconds: float) -> None:
     result = folder / "results" / job.profile / f"{job.chapter}.json"
     if not result.is_file():
         raise CompanionError(f"{job.chapter} wrote no results: end the notebook with `chapter.finish()`")
-    figures = paths.figures_dir(job.chapter, job.profile)
-    shutil.rmtree(figures, ignore_errors=True)
+    shutil.rmtree(figures := paths.figures_dir(job.chapter, job.profile), ignore_errors=True)
     drawn = folder / "figures" / job.profile / job.chapter
     if drawn.is_dir():
         figures.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +295,8 @@ def _publish(job: _Job, folder: Path, seconds: float) -> None:
     note = {"minutes": round(seconds / 60, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     paths.write_atomic(paths.results_file(job.chapter, job.profile), result.read_bytes())
     paths.write_atomic(paths.run_file(job.chapter, job.profile), json.dumps(note).encode())
-    executed = paths.executed_file(job.chapter, job.profile)
-    paths.write_atomic(executed, (folder / "executed.ipynb").read_bytes())
+    paths.write_atomic(
+        executed := paths.executed_file(job.chapter, job.profile), (folder / "executed.ipynb").read_bytes()
+    )
     executed.with_suffix(".failed.ipynb").unlink(missing_ok=True)
     paths.write_atomic(digest_file(job.chapter, job.profile), job.key.encode())

@@ -123,8 +123,7 @@ def run(
         waiting = [job for job in work if force or not _cached(job)]
         for job in work:
             console.print(f"{job.chapter}: {'running' if job in waiting else 'cached'} ({profile})")
-        at_once = jobs_at_once(jobs, len(waiting))
-        done = _run_all([replace(job, at_once=at_once) for job in waiting], at_once, progress)
+        done = _run_all(waiting, jobs_at_once(jobs, len(waiting)), progress)
     return [done.get(job.chapter) or Outcome(job.chapter, "cached") for job in work]
 
 
@@ -189,7 +188,7 @@ def is_current(chapter: str, profile: str) -> bool:
 def _run_all(waiting: list[_Job], at_once: int, progress: Progress) -> dict[str, Outcome]:
     stop = threading.Event()
     pool = ThreadPoolExecutor(max_workers=at_once)
-    futures = {job.chapter: pool.submit(_run_one, job, progress, stop) for job in waiting}
+    futures = {j.chapter: pool.submit(_run_one, replace(j, at_once=at_once), progress, stop) for j in waiting}
     try:
         return {chapter: future.result() for chapter, future in futures.items()}
     finally:
@@ -259,8 +258,7 @@ def _papermill(job: _Job, folder: Path, stop: threading.Event, report: Any) -> t
     command = [sys.executable, "-c", _PAPERMILL, str(source), str(folder / "executed.ipynb"), "--kernel", "python3"]
     command += ["--cwd", str(paths.notebook(job.chapter).parent), "--progress-bar", "-y", json.dumps(job.parameters)]
     env = environment(job.profile, folder / "results", folder / "figures", job.at_once)
-    quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
-    log = b""
+    quiet, pipe, log = subprocess.DEVNULL, subprocess.PIPE, b""
     # Its own session: Ctrl-C reaches only us, and we stop the run in order.
     with subprocess.Popen(command, env=env, stdout=quiet, stderr=pipe, start_new_session=True) as process:
         threading.Thread(target=_stop_when_told, args=(process, stop), daemon=True).start()

@@ -9,6 +9,7 @@ import threading
 from typing import Annotated, Any
 
 import typer
+import yaml
 from typer.core import TyperGroup
 
 from companion.chapters import notebooks, paths, profiles, recheck, results, runner, scoreboard, site
@@ -43,6 +44,17 @@ Jobs = Annotated[int, typer.Option("-j", help="chapters at once (one at a time o
 Sets = Annotated[list[str] | None, typer.Argument(help="data sets; all when left out")]
 
 
+def _literals(pairs: list[str]) -> dict[str, Any]:
+    """Turn `name=value` pairs into literals; raises CompanionError on anything else."""
+    parsed = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise CompanionError(f"parameter {pair!r} is not of the form name=value, such as seed=1")
+        parsed[name] = yaml.safe_load(value)
+    return parsed
+
+
 @app.command()
 def run(
     chapters: Chapters = None,
@@ -52,7 +64,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="run even what is cached")] = False,
 ) -> None:
     """Execute chapters; what has not changed since its last run is taken from the cache."""
-    given = runner.parse_parameters(parameter or [])
+    given = _literals(parameter or [])
     outcomes = runner.run(chapters or [], profile, jobs, given, force)
     if failed := [outcome.chapter for outcome in outcomes if outcome.state == "failed"]:
         typer.echo(f"companion: {len(failed)} of {len(outcomes)} chapters failed: {', '.join(failed)}", err=True)

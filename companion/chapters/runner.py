@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -89,17 +88,6 @@ def chosen(names: Sequence[str]) -> list[str]:
         matches = [k for k in known if k.startswith(name)]
         found.append(matches[0] if len(matches) == 1 else paths.check_chapter(name))
     return list(dict.fromkeys(found))
-
-
-def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
-    """Turn `name=value` pairs into literals; raises CompanionError on anything else."""
-    parsed = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise CompanionError(f"parameter {pair!r} is not of the form name=value, such as seed=1")
-        parsed[name] = yaml.safe_load(value)
-    return parsed
 
 
 def run(
@@ -285,7 +273,8 @@ def _publish(job: _Job, folder: Path, seconds: float) -> None:
     result = folder / "results" / job.profile / f"{job.chapter}.json"
     if not result.is_file():
         raise CompanionError(f"{job.chapter} wrote no results: end the notebook with `chapter.finish()`")
-    shutil.rmtree(figures := paths.figures_dir(job.chapter, job.profile), ignore_errors=True)
+    figures = paths.figures_dir(job.chapter, job.profile)
+    shutil.rmtree(figures, ignore_errors=True)
     drawn = folder / "figures" / job.profile / job.chapter
     if drawn.is_dir():
         figures.parent.mkdir(parents=True, exist_ok=True)
@@ -293,8 +282,7 @@ def _publish(job: _Job, folder: Path, seconds: float) -> None:
     note = {"minutes": round(seconds / 60, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     paths.write_atomic(paths.results_file(job.chapter, job.profile), result.read_bytes())
     paths.write_atomic(paths.run_file(job.chapter, job.profile), json.dumps(note).encode())
-    paths.write_atomic(
-        executed := paths.executed_file(job.chapter, job.profile), (folder / "executed.ipynb").read_bytes()
-    )
+    executed = paths.executed_file(job.chapter, job.profile)
+    paths.write_atomic(executed, (folder / "executed.ipynb").read_bytes())
     executed.with_suffix(".failed.ipynb").unlink(missing_ok=True)
     paths.write_atomic(digest_file(job.chapter, job.profile), job.key.encode())

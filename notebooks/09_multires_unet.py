@@ -1588,7 +1588,7 @@ def grey_bits(ensemble):
     return (found / grey_test[0].numel() / math.log(2)).unflatten(0, (2, -1)).cpu()
 
 
-trained(
+_ = trained(
     [dict(fourier=False), dict(fourier=True)], "r", 1, steps=s.grey_steps, x=grey_train, loss_of=mixture, arm_seeds=grey_seeds,
     options={"outputs": logistic_outputs(1, s.mixtures)}, record_every=s.grey_steps // 2,
     record=lambda module, step: grey_curve.append(grey_bits(module)) or {} if step else {},

@@ -1,4 +1,4 @@
-"""What Sphinx doesn't check: pages that need the network, and images without alt text."""
+"""What Sphinx doesn't check: pages that need the network, images without alt text, objects printed by accident."""
 
 import re
 from html.parser import HTMLParser
@@ -45,6 +45,9 @@ class _Page(HTMLParser):
         # Sphinx puts the file's path where an author gave no text.
         if tag == "img" and (not values.get("alt", "").strip() or _FILE_NAME.fullmatch(values["alt"])):
             self.problems.append(f"image without alt text: {address[:100]}")
+        # What a cell's last expression leaves; `print` and `display` have other classes.
+        if "text_plain" in values.get("class", "").split():
+            self.problems.append("the bare value of a cell's last expression: print it, display it, or assign it")
 
     def handle_data(self, data: str) -> None:
         if self._in_style:
@@ -52,7 +55,7 @@ class _Page(HTMLParser):
 
 
 def scan(folder: Path, since: float = 0.0) -> list[str]:
-    """Return one line per page or style sheet under `folder` that loads from the network or hides an image.
+    """Return one line per fault of a page or style sheet under `folder`: network, hidden image, bare object.
 
     Links that a reader clicks are no problem; scripts, styles, images, frames and fonts from elsewhere are.
     Files last written before the time `since` are left out.

@@ -92,6 +92,8 @@ def test_a_page_that_needs_the_network_or_hides_a_picture_fails(executed_book: P
         ('<img src="dot.png">', 1),
         ('<img alt="" src="dot.png">', 1),
         ('<img alt="../_images/0a1b.png" src="dot.png">', 1),
+        ('<div class="output text_plain highlight-myst-ansi">Linear(4, 3)</div>', 1),
+        ('<div class="output stream highlight-myst-ansi">printed</div>', 0),
         ('<a href="https://a.org">a link to click</a><link rel="canonical" href="https://a.org">', 0),
         ('<img alt="a dot" src="dot.png"><script src="../_static/x.js"></script>', 0),
         ("<script>const later = 'https://a.org/x.js'</script>", 0),

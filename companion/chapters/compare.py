@@ -5,7 +5,8 @@ from typing import Any
 
 from companion.chapters import paths, results
 from companion.chapters.quotes import reference
-from companion.chapters.scoreboard import provenance_rows, table, title
+from companion.chapters.scoreboard import provenance_rows, title
+from companion.chapters.tables import markdown
 
 ROUNDING = 1e-9  # differences between numbers below it are rounding errors of something that is zero
 
@@ -60,7 +61,7 @@ def _environments(before: results.Result, now: results.Result) -> str:
         [what, "same" if old.get(what) == new.get(what) else "**differs**", old.get(what, "–"), new.get(what, "–")]
         for what in new | old
     ]
-    return table(["What", "", "Before", "Now"], rows)
+    return markdown(["What", "", "Before", "Now"], rows)
 
 
 def _numbers(chapter: str, before: results.Result, now: results.Result) -> str:
@@ -77,7 +78,7 @@ def _numbers(chapter: str, before: results.Result, now: results.Result) -> str:
         for claim, name, old, new in _pairs(before, now)
     ]
     head = ["Claim", "Measure", "Before", "Now", "Relative difference", "Status"]
-    return f":::{{container}} filterable\n{table(head, rows)}\n:::"
+    return f":::{{container}} filterable\n{markdown(head, rows)}\n:::"
 
 
 def page() -> str:
@@ -100,4 +101,4 @@ def page() -> str:
         "Largest relative difference",
         "Statuses changed",
     ]
-    return "\n\n".join([table(head, summary), *parts]) + "\n"
+    return "\n\n".join([markdown(head, summary), *parts]) + "\n"

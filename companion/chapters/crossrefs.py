@@ -4,13 +4,12 @@ import re
 from itertools import dropwhile, takewhile
 from typing import Annotated, Self
 
-import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from companion.chapters import paths
-from companion.errors import CompanionError
+from companion.chapters.tables import entries
 
 _EXERCISES = re.compile(r"^## Exercises", re.MULTILINE)
 # Code, mathematics and roles are no prose: a term inside them is no place to send a reader to.
@@ -33,13 +32,7 @@ class Link(BaseModel):
 
 def links() -> list[Link]:
     """Return the links of `book/links.yml`; raises CompanionError for a table that is not well formed."""
-    file = paths.root() / "book" / "links.yml"
-    if not file.is_file():
-        return []
-    try:
-        return [Link.model_validate(entry) for entry in yaml.safe_load(file.read_text(encoding="utf-8"))]
-    except (yaml.YAMLError, ValidationError) as error:
-        raise CompanionError(f"{file.name}: {' '.join(str(error).split())}") from error
+    return entries("links.yml", Link)
 
 
 def see_also(chapter: str) -> str:

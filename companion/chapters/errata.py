@@ -3,12 +3,11 @@
 import re
 from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from companion.chapters import paths, results
 from companion.chapters.scoreboard import HELD, title
-from companion.errors import CompanionError
+from companion.chapters.tables import entries
 
 _OF = {"paper": "Paper", "code": "Code", "post": "Post by an author", "related": "Related work"}
 
@@ -35,13 +34,7 @@ class Erratum(BaseModel):
 
 def load() -> list[Erratum]:
     """Return the errata in the order of the file; raises CompanionError for a file that is not well formed."""
-    file = paths.root() / "book" / "errata.yml"
-    if not file.is_file():
-        return []
-    try:
-        return [Erratum.model_validate(entry) for entry in yaml.safe_load(file.read_text(encoding="utf-8"))]
-    except (yaml.YAMLError, ValidationError) as error:
-        raise CompanionError(f"{file.name}: {' '.join(str(error).split())}") from error
+    return entries("errata.yml", Erratum)
 
 
 def unproved(erratum: Erratum) -> list[str]:
@@ -67,10 +60,9 @@ def page() -> str:
     """Return the errata page's body, chapter by chapter, with unexpanded verdicts."""
     parts = []
     for chapter in paths.contents():
-        entries = [erratum for erratum in load() if chapter.startswith(erratum.chapter)]
-        if entries:
+        if found := [erratum for erratum in load() if chapter.startswith(erratum.chapter)]:
             parts.append(f"## {title(chapter)}")
-            parts += [_box(erratum) for erratum in entries]
+            parts += [_box(erratum) for erratum in found]
     return "\n\n".join(parts or ["Nothing recorded."]) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from companion.chapters import paths, results
+from companion.chapters.tables import markdown
 from companion.errors import CompanionError
 
 _MARK = re.compile(r"<!-- measured:(\w+) -->")
@@ -176,13 +177,6 @@ def _block(name: str, part: str, found: Any) -> str:
     return _PARTS[name][part](found)
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a Markdown table, first column to the left and the others to the right."""
-    head = list(head)
-    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-
-
 def _size(value: float | None, digits: int = 3) -> str:
     if value is None:
         return "–"
@@ -228,7 +222,9 @@ def _sweep(found: Scaling) -> str:
     return (
         f"{problem.seeds} seeds, {problem.steps:,} steps each with batches of {problem.batch}, "
         f"{problem.parameters:,} weights:\n\n"
-        + table(["Engine", "Processes", "Start, s", "Sweep, s", "Times as fast", "Result against one process"], rows)
+        + markdown(
+            ["Engine", "Processes", "Start, s", "Sweep, s", "Times as fast", "Result against one process"], rows, left=1
+        )
     )
 
 
@@ -239,7 +235,7 @@ def _killed(found: Scaling) -> str:
         kept = "all" if case.calls == 1 else f"{case.kept} of {case.runs}"
         rows.append([case.backend, then, kept, case.calls, case.repeated])
     head = ["Engine", "What was seen", "Runs on disk", "Calls until whole", "Runs started twice"]
-    return table(head, rows).replace("--:", ":--", 1)
+    return markdown(head, rows, left=2)
 
 
 def _torchrun(found: Scaling) -> str:
@@ -250,7 +246,7 @@ def _torchrun(found: Scaling) -> str:
     ]
     twice = "the same bits" if run.repeatable else "different bits"
     return (
-        table(["Processes", f"{run.steps:,} steps, s", "Weights against one process"], rows)
+        markdown(["Processes", f"{run.steps:,} steps, s", "Weights against one process"], rows, left=1)
         + f"\n\nAll replicas ended with the same bits. A second launch with {run.processes} processes gave {twice}."
     )
 
@@ -259,7 +255,7 @@ def _groups(found: Speed) -> str:
     parts = []
     for group in dict.fromkeys(row.group for row in found.rows):
         rows = [row for row in found.rows if row.group == group]
-        parts.append(f"## {group}\n\n{table(*columns(rows))}")
+        parts.append(f"## {group}\n\n{markdown(*columns(rows), left=1)}")
     return "\n\n".join(parts)
 
 
@@ -290,7 +286,7 @@ def _curves(found: Speed) -> str:
     for curve in found.curves:
         rows = [[f"{x:,}", *(_size(ms[k]) for ms in curve.series.values())] for k, x in enumerate(curve.x)]
         head = [curve.against.capitalize(), *(f"{name}, ms" for name in curve.series)]
-        parts.append(f"### {curve.what[:1].upper()}{curve.what[1:]}\n\n{table(head, rows)}")
+        parts.append(f"### {curve.what[:1].upper()}{curve.what[1:]}\n\n{markdown(head, rows, left=1)}")
     return "\n\n".join(parts)
 
 

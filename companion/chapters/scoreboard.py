@@ -1,13 +1,14 @@
 """What the recorded results add up to: scoreboard and environment pages, README table, badge, chip lines."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
 from companion.chapters import paths, results
 from companion.chapters.claims import STATUSES
 from companion.chapters.quotes import chip, reference
+from companion.chapters.tables import markdown
 from companion.errors import CompanionError
 
 _START, _END = "<!-- scoreboard:start -->", "<!-- scoreboard:end -->"
@@ -23,13 +24,6 @@ def title(chapter: str) -> str:
     number, _, slug = chapter.partition("_")
     words = heading[1].strip() if heading else slug.replace("_", " ").capitalize()
     return f"{int(number)}. {words}"
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a Markdown table; bars in its cells are escaped."""
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def _minutes(value: object) -> str:
@@ -65,7 +59,7 @@ def summary(prefix: str) -> str:
             missing.append(
                 f"Not recorded at the {profile} profile: chapter{'s' * (len(numbers) > 1)} {', '.join(numbers)}."
             )
-    return "\n\n".join([*([table(head, rows)] if rows else []), *missing])
+    return "\n\n".join([*([markdown(head, rows)] if rows else []), *missing])
 
 
 def _measured(claim: dict[str, Any]) -> str:
@@ -97,7 +91,7 @@ def _claims_table() -> str:
                 row += [chip(here["status"], here["status"]), _measured(here)] if here else ["–", "–"]
             rows.append(row)
     heads = [head for profile in profiles for head in (f"Status ({profile})", f"Measured ({profile})")]
-    return table(["Chapter", "Claim", "Title", "Kind", *heads], rows)
+    return markdown(["Chapter", "Claim", "Title", "Kind", *heads], rows)
 
 
 def page() -> str:
@@ -132,7 +126,7 @@ def provenance_rows(result: results.Result) -> list[tuple[str, object]]:
 
 
 def _environment(chapter: str, run: str, result: results.Result) -> str:
-    return f"### {title(chapter)}, {run}\n\n" + table(["What", "Value"], provenance_rows(result))
+    return f"### {title(chapter)}, {run}\n\n" + markdown(["What", "Value"], provenance_rows(result))
 
 
 def environment_page(profile: str) -> str:

@@ -51,7 +51,10 @@ def _literals(pairs: list[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise CompanionError(f"parameter {pair!r} is not of the form name=value, such as seed=1")
-        parsed[name] = yaml.safe_load(value)
+        try:
+            parsed[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise CompanionError(f"parameter {pair!r}: {value!r} is no literal such as 1, 0.001 or [1, 2]") from error
     return parsed
 
 

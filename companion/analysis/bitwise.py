@@ -53,7 +53,7 @@ def fresh_runs(processes: int, *, steps: int, follow: tuple[int, ...]) -> list[d
     One dictionary per process: digests of the final weights "1", "1 again" and "2" (threads), and the relative
     distance between one and two threads after the steps in `follow`. Raises CompanionError if one fails.
     """
-    # -I: no user settings and no environment of this one, or the comparison would not be of fresh processes
+    # -I: no user settings and no PYTHON* variables of this process, or the comparison would not be of fresh processes
     command = [sys.executable, "-I", str(Path(fresh_process.__file__)), json.dumps({"steps": steps, "follow": follow})]
     patient = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # two threads on a busy machine would spin
     found = []

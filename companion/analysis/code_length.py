@@ -38,7 +38,7 @@ def write(model: Any, x: Tensor, *, uniform: bool = False) -> list[int]:
 
 @torch.no_grad()
 def read(model: Any, bits: list[int], images: int) -> Tensor:
-    """Return the images `[images, pixels]` that `write` put into `bits`."""
+    """Return the images `[images, pixels]` that `write` put into `bits` with the model's own priors."""
     decoder, u = Decoder(bits), model.initial(images)
     for layer in model.layers:
         log_p = layer.log_prior(u)

@@ -13,8 +13,8 @@ from torch import Tensor
 def quadratic_cdf(q: Tensor, weights: Tensor, shift: Tensor | None = None, *, terms: int = 2_000) -> Tensor:
     """Return P(Q <= q), `[...]`, for `q` `[...]`, non-negative `weights` λ and `shift` b `[..., n]`, in float64.
 
-    Differentiable in all three. The error is of the order of the modulus of φ at the last frequency over `terms`:
-    below 1e-6 for four comparable weights, largest where one weight dominates all others.
+    Differentiable in all three. The error is of the order of the modulus of φ at the last frequency: with 2,000 terms
+    below 1e-6 for four comparable weights, and up to 2e-3 where one weight dominates all others.
     """
     q, weights = q.double(), weights.double()
     b2 = torch.zeros_like(weights) if shift is None else shift.double().square()
@@ -42,11 +42,13 @@ def linear_margin(
     rounds: int = 3,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return the exact margin of linear VAEs, `[batch]`: decoders `[batch, D, n]`, encoder means `[batch, n, d]`.
+    """Return the margin of linear VAEs, `[batch]`, by quadrature: decoders `[batch, D, n]`, encoder means `[batch, n, d]`.
 
     P(||A(η + u)|| <= r), A = decoder diag(`std`), falls along every ray of shifts u = diag(`std`)⁻¹ encoder δ
     (Anderson 1955), so a bisection gives the margin of a direction; the least over directions is sought by descent
-    from the singular vectors of u and `starts` random ones. 0 where the clean probability is at most one half.
+    from the singular vectors of u and `starts` random ones. The quadrature's part of the error is up to 0.3 % where
+    one latent dominates (chi-squared with one degree of freedom), far less otherwise. 0 where the clean probability
+    is at most one half.
     """
     _, scale, right = torch.linalg.svd(decoder * std[:, None], full_matrices=False)
     to_shift = right @ (encoder / std[..., None])  # [batch, n, d]

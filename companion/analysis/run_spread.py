@@ -11,12 +11,10 @@ from torch import Tensor
 from companion.errors import CompanionError
 
 
-def churn(classes: Tensor, other: Tensor | None = None) -> Tensor:
-    """Return the share of examples classified differently, `[runs, runs of other]` (by default within one set)."""
-    other = classes if other is None else other
+def churn(classes: Tensor) -> Tensor:
+    """Return the share of examples that two runs classify differently, `[runs, runs]`."""
     hot = torch.nn.functional.one_hot(classes).flatten(1).double()
-    others = torch.nn.functional.one_hot(other, hot.shape[1] // classes.shape[1]).flatten(1).double()
-    return 1 - hot @ others.mT / classes.shape[1]
+    return 1 - hot @ hot.mT / classes.shape[1]
 
 
 def pairs_of(matrix: Tensor, group: Tensor, *, same: bool) -> Tensor:

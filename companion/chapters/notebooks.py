@@ -122,13 +122,18 @@ def _shown(path: Path) -> Path:
 
 
 def parameters(notebook: NotebookNode) -> dict[str, Any]:
-    """Return the names and default values of the cell tagged `parameters`."""
+    """Return the names and default values of the cell tagged `parameters`; raises CompanionError if not literals."""
     found: dict[str, Any] = {}
     for cell in notebook.cells:
         if cell.cell_type == "code" and PARAMETERS in tags(cell):
             for statement in ast.parse(cell.source).body:
-                if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-                    found[statement.targets[0].id] = ast.literal_eval(statement.value)
+                name, _, value = ast.unparse(statement).partition(" = ")
+                name = name.partition(":")[0]  # seed: int = 1
+                try:
+                    found[name] = ast.literal_eval(value)
+                except (ValueError, SyntaxError) as error:
+                    wrong = ast.unparse(statement)
+                    raise CompanionError(f"parameters cell: {wrong!r} is not `name = literal`, as seed = 1") from error
     return found
 
 

@@ -54,7 +54,7 @@ def environment(profile: str, results_dir: Path, figures_dir: Path, at_once: int
     """Return the environment of one of `at_once` kernels: what must be set before Python starts for runs to agree."""
     threads = str(max(1, profiles.get(profile).threads // at_once))
     # Kernels start in another folder than the one that a relative path was meant from.
-    data = {k: str(Path(v).absolute()) for k, v in os.environ.items() if k == "COMPANION_DATA" and v}
+    data = {k: str(Path(v).expanduser().absolute()) for k, v in os.environ.items() if k == "COMPANION_DATA" and v}
     return {
         **os.environ,
         **data,

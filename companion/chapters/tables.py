@@ -18,7 +18,7 @@ def entries(name: str, kind: type[Entry]) -> list[Entry]:
     if not file.is_file():
         return []
     try:
-        return [kind.model_validate(entry) for entry in yaml.safe_load(file.read_text(encoding="utf-8"))]
+        return [kind.model_validate(entry) for entry in yaml.safe_load(file.read_text(encoding="utf-8")) or []]
     except (yaml.YAMLError, ValidationError) as error:
         raise CompanionError(f"{name}: {' '.join(str(error).split())}") from error
 

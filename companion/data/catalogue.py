@@ -55,8 +55,9 @@ def load(
     """Load a split ("train" or "test") of a set on `device`, downloading it if it is not in the cache.
 
     Images are float32 `[n, channels, height, width]` in [0, 1] with classes int64 `[n]`; tables are
-    `[n, features]` with targets `[n, 1]`. Options: tables `fold`; sinusoids `frequencies`, `points`, `seed`;
-    sprites `n`, `seed`. A set that cannot be had is replaced by the embedded set `fallback`, whose card then
+    `[n, features]` with targets `[n, 1]`. Options: tables and diabetes `fold`; sinusoids `frequencies`, `points`,
+    `seed`; sprites `n`, `seed`; coloured_digits `correlation`, `seed`; rooms `varying`, `seed`.
+    A set that cannot be had is replaced by the embedded set `fallback`, whose card then
     says `stands_in_for`; without one DataMissing is raised. A wrong checksum is always an error: DataCorrupt.
     """
     source = _source(name)

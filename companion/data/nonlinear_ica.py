@@ -105,10 +105,13 @@ def nonlinear_ica(
     "ivae": d = 2 sources in D = 4, 40 segments, scales U(0.5, 3), 3 layers of well-conditioned matrices with "xtanh".
     "tcl": d = D = 5, 20 segments, scales U(0.01, 3), `layers` − 1 times (leaky ReLU of slope 0.2, Haar rotation).
     "imca": as "tcl", but sources of a segment are dependent Gaussians. `mean_range` r gives segment means U(−r, r).
-    Raises CompanionError for an unknown kind, and for `observed` < `dim` or ≠ `dim` where the map is square.
+    Raises CompanionError for an unknown kind, a `base` that it has not, and `observed` < `dim` or ≠ `dim` where the map
+    is square.
     """
     if kind not in ("ivae", "tcl", "imca"):
         raise CompanionError(f"kind must be 'ivae', 'tcl' or 'imca', not '{kind}'")
+    if base != "gauss" and kind == "imca":
+        raise CompanionError(f"base '{base}' belongs to 'ivae' and 'tcl': the sources of 'imca' are Gaussian")
     first = kind == "ivae"
     dim = dim or (2 if first else 5)
     observed = observed or (4 if first and dim == 2 else dim)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from companion.train.guard import TrainingDiverged
+
 Build = Callable[..., torch.optim.Optimizer]
 
 
@@ -14,7 +16,8 @@ class Careful:
 
     Per member (of an Ensemble of `members`; None: one model), the gradient is scaled to an L2 norm of at most `clip`;
     where it exceeds `skip`, or is not finite, that member's weights and moments stay as they were. After `patience`
-    skips in a row the update is taken, clipped: a threshold below every norm would stop training for ever.
+    skips in a row the update is taken, clipped: a threshold below every norm would stop training for ever; one that
+    is still not finite then raises TrainingDiverged. The counts are not part of a checkpoint.
     """
 
     def __init__(
@@ -23,6 +26,7 @@ class Careful:
         self.build, self.clip, self.skip, self.members, self.patience = build, clip, skip, members, patience
         self.skipped = torch.zeros(members or 1, dtype=torch.int64)
         self._row = torch.zeros(members or 1, dtype=torch.int64)
+        self._steps = 0
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, parameters: Any, **options: Any) -> torch.optim.Optimizer:
@@ -40,7 +44,12 @@ class Careful:
         wild = ~(norms <= self.skip)
         if self.skipped.device != wild.device:
             self.skipped, self._row = self.skipped.to(wild.device), self._row.to(wild.device)
-        skip = (wild & (self._row < self.patience)) | ~norms.isfinite()
+        stuck = (self._row >= self.patience) & ~norms.isfinite()
+        if bool(stuck.any()):
+            who = stuck.nonzero().flatten().tolist() if self.members else []
+            raise TrainingDiverged(self._steps, who, None)
+        skip = wild & (self._row < self.patience)
+        self._steps += 1
         self._row = torch.where(skip, self._row + 1, 0)
         self.skipped += skip
         factor = torch.where(skip, 0.0, (self.clip / (norms + 1e-6)).clamp(max=1.0))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,16 +136,32 @@ def _check_alike(first: nn.Module, other: nn.Module) -> None:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What makes a layer besides its stacked values: plain attributes, functions by name, shapes."""
-    settings: dict[str, Any] = {}
-    for name, value in vars(module).items():
-        items = value if isinstance(value, tuple | list) else [value]
-        if all(isinstance(item, int | float | str | None) for item in items):
-            settings[name] = value
-        elif isinstance(value, Tensor):  # neither parameter nor buffer: all members would use the first one's
-            settings[name] = value.tolist()
-        elif hasattr(value, "__qualname__"):
-            settings[name] = value.__qualname__
+    """What makes a layer besides its stacked values: attributes, functions by their code, shapes."""
+    settings = {name: _comparable(value) for name, value in vars(module).items() if name not in _TENSORS_AND_HOOKS}
     for name, tensor in {**module._parameters, **module._buffers}.items():
         settings[name] = tensor if tensor is None else (tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
     return settings
+
+
+_TENSORS_AND_HOOKS = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}
+
+
+def _comparable(value: Any) -> Any:
+    """Return what two attributes that do the same have in common: members would all use the first one's."""
+    if isinstance(value, nn.Module):
+        return None  # compared by itself
+    if isinstance(value, int | float | str | None):
+        return value
+    if isinstance(value, tuple | list):
+        return [_comparable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _comparable(item) for key, item in value.items()}
+    if isinstance(value, Tensor):  # neither parameter nor buffer
+        return value.tolist()
+    if isinstance(value, partial):
+        return [_comparable(part) for part in (value.func, value.args, value.keywords)]
+    if hasattr(value, "__code__"):  # two lambdas have one name
+        return value.__qualname__, value.__code__, _comparable([cell.cell_contents for cell in value.__closure__ or ()])
+    if hasattr(value, "__qualname__"):
+        return value.__qualname__
+    return type(value).__name__, _comparable(getattr(value, "__dict__", {}))

@@ -48,7 +48,6 @@ class Feed:
         whole = all(getattr(source, "batch_size", 0) is None for source in self.sources)
         self.shared = all(source is first for source in self.sources) or (same_data and whole)
         self._distinct = {id(source): source for source in self.sources}  # members may share one
-        self._one_gather = same_data and hasattr(first, "indices")
 
     def __call__(self, step: int) -> tuple[tuple[Tensor, ...], Any]:
         """Return the batch (shared, or stacked as `[members, batch, ...]`) and the noise of `step`."""
@@ -66,9 +65,6 @@ class Feed:
         if self.shared:
             batch: tuple[Tensor, ...] = first.batch(step)
             return batch
-        if self._one_gather:
-            chosen = torch.stack([source.indices(step) for source in self.sources])  # type: ignore[attr-defined]
-            return tuple(t.index_select(0, chosen.flatten()).unflatten(0, chosen.shape) for t in first.tensors)
         drawn = {key: source.batch(step) for key, source in self._distinct.items()}
         return tuple(torch.stack(tensors) for tensors in zip(*(drawn[id(s)] for s in self.sources), strict=True))
 

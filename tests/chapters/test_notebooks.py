@@ -102,6 +102,17 @@ def test_parameters_are_those_of_the_tagged_cell(book: Path) -> None:
     assert notebooks.parameters(notebooks.read_source(_source(book))) == {"profile": "smoke", "seed": 0}
 
 
+@pytest.mark.parametrize("line", ["seed = 1 + int(2)", "seed += 1", "import os"])
+def test_parameters_are_plain_literals(book: Path, line: str) -> None:
+    notebook = notebooks.read_source(_source(book))
+    tagged = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    tagged.source = "seed: int = 3"
+    assert notebooks.parameters(notebook) == {"seed": 3}
+    tagged.source = line
+    with pytest.raises(CompanionError, match="name = literal"):
+        notebooks.parameters(notebook)
+
+
 def test_unreadable_source_is_one_line(book: Path) -> None:
     _source(book).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CompanionError, match=r"cannot read .*01_tiny\.py"):

@@ -109,6 +109,7 @@ def test_parameters_reach_the_notebook_and_the_cache_key(book: Path) -> None:
         ("profile=gpu", "use --profile"),
         ("seed=one", "of type int"),
         ("seed", "name=value"),
+        ("seed=[1", "no literal"),
     ],
 )
 def test_a_wrong_parameter_is_one_line_and_runs_nothing(book: Path, pair: str, word: str) -> None:

@@ -22,6 +22,7 @@ from companion.nn.discretised_logistics import logistic_outputs, logistics
 from companion.seeds import generator
 from companion.train import Ensemble, fit
 from companion.train.careful import Careful
+from companion.train.guard import TrainingDiverged
 
 CLAIMS = {claim.id: claim for claim in claims.load("09_multires_unet").claims}
 ENCODER, DECODER = "4r3d2,2r3d2,1r1", "1r1,2m1r3,4m2r3"
@@ -469,6 +470,18 @@ def test_the_skip_leaves_weights_and_moments_of_that_member_alone():
     assert skipped == [0, 3]
     torch.testing.assert_close(wild, torch.ones(2))
     assert (calm < 0.8).all()
+
+
+def test_a_gradient_that_stays_infinite_is_an_error_after_the_patience():
+    weight = torch.nn.Parameter(torch.ones(2, 1))
+    optimiser = Careful(torch.optim.AdamW, clip=1.0, skip=10.0, members=2, patience=3)([weight], lr=0.1)
+    for _ in range(3):
+        weight.grad = torch.tensor([[1.0], [torch.inf]])
+        optimiser.step()
+    weight.grad = torch.tensor([[1.0], [torch.inf]])
+    with pytest.raises(TrainingDiverged, match=r"step 3 \(member 1\)"):
+        optimiser.step()
+    assert weight[1] == 1 and weight[0] < 1
 
 
 def test_the_skip_cannot_deadlock():

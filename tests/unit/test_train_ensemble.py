@@ -9,6 +9,7 @@ from torch.func import functional_call, jacrev, vjp, vmap
 
 from companion.data.batches import Batches
 from companion.errors import CompanionError
+from companion.nn.pixel_likelihoods import LogisticMixture
 from companion.seeds import generator
 from companion.train import Ensemble, cosine, fit
 
@@ -155,22 +156,6 @@ def test_in_float32_a_member_agrees_with_itself_alone_to_rounding():
         close(ensemble.member(k), module, 1e-4)
 
 
-class Indexed(Batches):
-    """Batches that also tell the indices, so that all members are gathered at once."""
-
-    def indices(self, step: int) -> torch.Tensor:
-        places = Batches(torch.arange(len(self.tensors[0])), batch_size=self.batch_size, seed=self.seed)
-        return places.batch(step)[0]
-
-
-def test_one_gather_gives_every_member_its_own_batch():
-    x, y = data()
-    plain = [Batches(x, y, batch_size=16, seed=seed) for seed in range(4)]
-    indexed = [Indexed(x, y, batch_size=16, seed=seed) for seed in range(4)]
-    results = [fit(Ensemble(members()), noised, sets, steps=12, seed=range(4)).module for sets in (plain, indexed)]
-    close(*results, 0.0)
-
-
 def test_an_ensemble_resumes_bit_identically(tmp_path):
     def run(steps_before_failure=None):
         calls = []
@@ -272,6 +257,10 @@ def test_clipping_a_scalar_parameter():
     assert alone.gain != 2.0
 
 
+def scaling(factor):
+    return lambda x: factor * x
+
+
 class Scaled(nn.Linear):
     def __init__(self, scale) -> None:
         super().__init__(4, 3)
@@ -288,6 +277,10 @@ class Scaled(nn.Linear):
         ([nn.Linear(4, 3), nn.Linear(5, 3)], "differ in"),
         ([Scaled(0.1), Scaled(0.2)], "differ in 'scale'"),
         ([Scaled(torch.tanh), Scaled(torch.relu)], "differ in 'scale'"),
+        ([Scaled(lambda x: x), Scaled(lambda x: 2 * x)], "differ in 'scale'"),
+        ([Scaled(scaling(1.0)), Scaled(scaling(2.0))], "differ in 'scale'"),
+        ([Scaled((("r", 2),)), Scaled((("r", 3),))], "differ in 'scale'"),
+        ([Scaled(LogisticMixture(2, 1)), Scaled(LogisticMixture(16, 1))], "differ in 'scale'"),
         ([Scaled(torch.zeros(2)), Scaled(torch.ones(2))], "differ in 'scale'"),
     ],
 )

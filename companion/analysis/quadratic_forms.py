@@ -42,7 +42,7 @@ def linear_margin(
     rounds: int = 3,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return the margin of linear VAEs, `[batch]`, by quadrature: decoders `[batch, D, n]`, encoder means `[batch, n, d]`.
+    """Return margins of linear VAEs, `[batch]` by quadrature: decoders `[batch, D, n]`, encoders `[batch, n, d]`.
 
     P(||A(η + u)|| <= r), A = decoder diag(`std`), falls along every ray of shifts u = diag(`std`)⁻¹ encoder δ
     (Anderson 1955), so a bisection gives the margin of a direction; the least over directions is sought by descent

@@ -152,13 +152,15 @@ def seed_bootstrap(table: Tensor, *, draws: int = 2_000, generator: torch.Genera
     """Return mean, standard error and 95% interval of the mean over pairs of a symmetric `table` `[runs, runs]`.
 
     Runs are resampled, not pairs: ten runs give 45 pairs but only ten independent draws. A run drawn twice is not
-    paired with itself. For the difference of two kinds of model with equal seeds pass the difference of their tables.
+    paired with itself, and spreads are those of the sample times √(n / (n − 1)), since n runs drawn from n vary too
+    little. For the difference of two kinds of model with equal seeds pass the difference of their tables.
     """
     runs = len(table)
     picks = torch.randint(runs, (draws, runs), generator=generator)
     sampled = table[picks[:, :, None], picks[:, None, :]]  # [draws, runs, runs]
     means = sampled.nanmean((1, 2))
     means = means[means.isfinite()]  # a draw of one run only has no pair
+    means = means.mean() + (means - means.mean()) * (runs / (runs - 1)) ** 0.5
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return {"mean": float(table.nanmean()), "se": float(means.std()), "low": low, "high": high}
 

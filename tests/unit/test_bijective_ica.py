@@ -535,8 +535,8 @@ def test_an_untrained_map_changes_the_status():
         scores[start] = mcc(sources, places, rank=True), float(linear_r2(sources, places).mean())
     assert passes("C4b", mcc=scores["ica"][0], r2=scores["ica"][1], gain=1.0)
     assert not passes("C4b", mcc=scores["random"][0], r2=scores["random"][1], gain=1.0)
-    assert passes("B4", linear=scores["ica"][1], random=scores["random"][1], sprites=[5.0, 5.1], images=-3.0)
-    assert not passes("B4", linear=scores["random"][1], random=scores["ica"][1], sprites=[5.0, 5.1], images=-3.0)
+    assert passes("B4", linear=scores["ica"][1], random=scores["random"][1], sprites=[5.0, 5.1])
+    assert not passes("B4", linear=scores["random"][1], random=scores["ica"][1], sprites=[5.0, 5.1])
 
 
 def test_a_gaussian_prior_changes_the_status():

@@ -174,7 +174,10 @@ def test_shared_cells_have_the_parameters_of_one_and_unequal_counts_change_the_s
     distinct = parameter_count(ENCODER.replace("r3", "x3"), DECODER.replace("r3", "x3"), **SIZES)
     assert passes("C13", gain=0.3, parameters=1.0)
     assert not passes("C13", gain=0.3, parameters=distinct / once)
-    assert not passes("C13b", nats=[1.0, 1.0], parameters=0.6)
+    assert passes("C13b", part=0.04, gain=2.0, parameters=0.45)
+    assert not passes("C13b", part=0.04, gain=2.0, parameters=0.6)
+    assert not passes("C13b", part=0.2, gain=2.0, parameters=0.45)
+    assert not passes("C13b", part=0.04, gain=-2.0, parameters=0.45)  # nothing learnt, nothing to share
     assert passes("C13c", gain=0.3, compute=1.1, parameters=1.0)
     assert not passes("C13c", gain=0.3, compute=1.1, parameters=distinct / once)
     assert not passes("C13c", gain=0.3, compute=0.4, parameters=1.0)  # a rival with less computation is none
@@ -601,8 +604,10 @@ def test_the_scrubber_needs_no_network_and_names_every_frame():
         ("C12", dict(interaction=0.2, mean=0.6, chance=0.4, cost=0.5), dict(mean=0.3)),
         ("C3b", dict(share=[0.8, 0.9], damage=[0.3, 0.3]), dict(share=[0.75, 0.9])),
         ("C16", dict(low=-0.01, high=0.015), dict(high=0.03)),
-        ("B1", dict(loss=[1.02, 1.03], stack=[1.1, 1.2]), dict(stack=[1.01, 1.2])),
-        ("B4", dict(price=0.9), dict(price=3.0)),
+        ("B1", dict(part=0.02, stack=0.4, fewer=[1.0, 0.2]), dict(stack=0.01)),
+        ("B1", dict(part=0.02, stack=0.4, fewer=[1.0, 0.2]), dict(fewer=[-65.0, 0.2])),
+        ("B1", dict(part=0.02, stack=2.0, fewer=[1.0, 0.2]), dict(part=1.0)),  # independent pixels
+        ("B4", dict(ratio=[0.5, 0.9, 1.2]), dict(ratio=[3.0, 3.0, 3.0])),
         ("C15", dict(cost=[2.0, 1.5]), dict(cost=[2.0, 0.5])),
         ("C19", dict(order=1.0, memory=1.0), dict(memory=0.0)),
         ("B2", dict(exact=1e-12, shared=0.54, clock=0.02, low=1.1, growth=1.01), dict(clock=0.5)),

@@ -1,7 +1,7 @@
 """Tables of the book's pages: entries read from YAML into models, and Markdown."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -9,10 +9,8 @@ from pydantic import BaseModel, ValidationError
 from companion.chapters import paths
 from companion.errors import CompanionError
 
-Entry = TypeVar("Entry", bound=BaseModel)
 
-
-def entries(name: str, kind: type[Entry]) -> list[Entry]:
+def entries(name: str, kind: type[BaseModel]) -> list[Any]:
     """Return the entries of `book/<name>` in their order, none without the file; raises CompanionError if malformed."""
     file = paths.root() / "book" / name
     if not file.is_file():

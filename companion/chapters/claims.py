@@ -104,6 +104,8 @@ class Claim(_Strict):
     where: str
     paper: str | float | None = None
     measures: dict[str, str] = Field(default_factory=dict)
+    # What a measure's values run over where they are no repetitions of one number (data sets, weights, radii).
+    cases: dict[str, str] = Field(default_factory=dict)
     rule: list[Condition] = Field(default_factory=list)
     direction: list[Condition] = Field(default_factory=list)
     reason: str | None = None
@@ -123,14 +125,16 @@ class Claim(_Strict):
         missing = [name for name, value in decides.items() if not value]
         if missing:
             raise ValueError(f"needs {', '.join(missing)} (or not_attempted with a reason)")
-        unknown = self.ruled() | set().union(*(c.names() for c in self.direction))
-        if unknown := unknown - set(self.measures):
-            raise ValueError(f"the rule reads undeclared measures: {', '.join(sorted(unknown))}")
+        if unknown := (self.ruled() | set(self.cases)) - set(self.measures):
+            raise ValueError(f"the rule or its cases read undeclared measures: {', '.join(sorted(unknown))}")
+        intervals = [condition for condition in (*self.rule, *self.direction) if condition.over == "ci"]
+        if wrong := set().union(*(condition.names() for condition in intervals)) & set(self.cases):
+            raise ValueError(f"no 95% interval over cases, which repeat nothing: {', '.join(sorted(wrong))}")
         return self
 
     def ruled(self) -> set[str]:
-        """Return the measures that the rule reads, which the control must therefore give."""
-        return set().union(*(condition.names() for condition in self.rule))
+        """Return the measures that the rule or the weaker one reads, which the control must therefore give."""
+        return set().union(*(condition.names() for condition in (*self.rule, *self.direction)))
 
 
 class Claims(_Strict):

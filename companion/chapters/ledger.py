@@ -18,6 +18,7 @@ from companion.chapters.claims import Claim, Condition, LedgerError, Multiple, O
 from companion.chapters.provenance import settled
 
 Entry = dict[str, Any]
+LISTED = 6  # up to so many cases are written out, of more the smallest and the largest
 
 
 def _digits(value: float) -> str:
@@ -68,23 +69,31 @@ class Measure:
             return None
         return float(stdtrit(self.n - 1, 0.975)) * self.std / math.sqrt(self.n)
 
-    def words(self) -> str:
-        """Return `mean ± std (n)` to four significant digits."""
+    def words(self, cases: str | None = None) -> str:
+        """Return `mean ± std (n)` to four significant digits; the values themselves where they run over `cases`."""
         if self.n == 1:
             return _digits(self.mean)
+        if cases:
+            few = self.n <= LISTED
+            shown = ", ".join(map(_digits, self.values)) if few else " to ".join(map(_digits, self._ends()))
+            return f"{shown} ({cases})" if few else f"{shown} ({self.n} values over {cases})"
         spread = "" if self.std is None else f" ± {self.std:.2g}"
         return f"{_digits(self.mean)}{spread} (n={self.n})"
 
-    def json(self, what: str) -> dict[str, Any]:
-        """Return the entry of the results file; what is not finite becomes null."""
+    def _ends(self) -> tuple[float, float]:
+        return min(self.values), max(self.values)
+
+    def json(self, what: str, cases: str | None = None) -> dict[str, Any]:
+        """Return the entry of the results file; what is not finite becomes null, and `cases` have no spread."""
         low_high = None
-        if self.half_width is not None:
+        if self.half_width is not None and not cases:
             low_high = [self.mean - self.half_width, self.mean + self.half_width]
         return {
             "what": what,
+            **({"cases": cases} if cases else {}),
             "value": self.mean if self.finite else None,
             "values": [v if math.isfinite(v) else None for v in self.values],
-            "std": self.std,
+            "std": None if cases else self.std,
             "n": self.n,
             "ci95": low_high,
         }
@@ -169,11 +178,18 @@ def _control(claim: Claim, given: Mapping[str, Any] | None) -> Entry:
     measures = _read(claim, given, claim.ruled(), "control")
     if bad := [name for name, measure in measures.items() if not measure.finite]:
         raise LedgerError(f"claim {claim.id}: control {', '.join(bad)} not finite, so its failing shows nothing")
+    return _written(claim, measures) | {"what": claim.control, "passes": lets_through(claim, measures)}
+
+
+def lets_through(claim: Claim, control: Measures) -> bool:
+    """Say whether a wrong twin would get a status: it must fail the rule, and the weaker one for the direction too."""
+    return passes(claim.rule, control) or bool(claim.direction and passes(claim.direction, control))
+
+
+def _written(claim: Claim, measures: Measures) -> Entry:
     return {
-        "what": claim.control,
-        "measured": {name: m.json(claim.measures[name]) for name, m in measures.items()},
-        "words": {name: m.words() for name, m in measures.items()},
-        "passes": passes(claim.rule, measures),
+        "measured": {name: m.json(claim.measures[name], claim.cases.get(name)) for name, m in measures.items()},
+        "words": {name: m.words(claim.cases.get(name)) for name, m in measures.items()},
     }
 
 
@@ -235,8 +251,7 @@ def _entry(claim: Claim, status: str, measures: Measures, control: Entry | None,
         "statement": claim.statement.strip(),
         "where": claim.where,
         "status": status,
-        "measured": {name: m.json(claim.measures[name]) for name, m in measures.items()},
-        "words": {name: m.words() for name, m in measures.items()},
+        **_written(claim, measures),
         "paper": claim.paper,
         "rule": _words(claim.rule, measures),
         "direction": _words(claim.direction, measures),

@@ -63,11 +63,14 @@ def summary(prefix: str) -> str:
 
 
 def _measured(claim: dict[str, Any]) -> str:
-    """Return every measure with its 95% interval over seeds; more than one fold away."""
+    """Return every measure with its 95% interval over seeds, or its cases; more than one fold away."""
     words = []
     for name, measure in claim["measured"].items():
         if measure["value"] is None:
             words.append(f"{name} not finite")
+            continue
+        if "cases" in measure:
+            words.append(f"{name} = {claim['words'][name]}")
             continue
         interval = "" if measure["ci95"] is None else " [{:.4g}, {:.4g}] (n={})".format(*measure["ci95"], measure["n"])
         words.append(f"{name} = {measure['value']:.4g}{interval}")

@@ -98,6 +98,30 @@ def test_a_control_that_passes_is_said_aloud(small):
     assert "control PASSES, so the rule does not bite" in entry["verdict"]
 
 
+def test_a_control_must_fail_the_weaker_rule_too(small):
+    entry = judge(small["C2"], {"base": 1.0, "noisy": 0.9}, {"base": 1.0, "noisy": 0.99})
+    assert entry["status"] == "direction only"
+    assert entry["control"]["passes"] is True
+
+
+def test_cases_are_listed_and_have_no_spread(small):
+    claim = small["C2"].model_copy(update={"cases": {"base": "data sets", "noisy": "data sets"}})
+    entry = judge(claim, {"base": [1.0, 2.0], "noisy": [0.7, 1.5]}, {"base": 1.0, "noisy": 1.0})
+    assert entry["words"]["noisy"] == "0.7, 1.5 (data sets)"
+    assert (entry["measured"]["noisy"]["std"], entry["measured"]["noisy"]["ci95"]) == (None, None)
+    assert entry["measured"]["noisy"]["value"] == pytest.approx(1.1)
+    assert Measure.of("m", range(1, 12)).words("radii") == "1 to 11 (11 values over radii)"
+
+
+def test_no_interval_over_cases(small):
+    tree = small["C1"].model_dump() | {"cases": {"slope": "networks"}}
+    tree["rule"] = [{"measure": "slope", "at_least": 3.0, "over": "ci"}]
+    with pytest.raises(ValueError, match="no 95% interval over cases"):
+        Claim.model_validate(tree)
+    with pytest.raises(ValueError, match="undeclared measures: height"):
+        Claim.model_validate(small["C1"].model_dump() | {"cases": {"height": "networks"}})
+
+
 @pytest.mark.parametrize(
     ("given", "control", "message"),
     [

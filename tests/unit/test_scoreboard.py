@@ -112,6 +112,16 @@ def test_several_numbers_fold_away_and_what_is_not_finite_says_so(book: Path):
     assert folded in scoreboard.page()
 
 
+def test_cases_are_listed_as_they_are(book: Path):
+    made = result()
+    made["claims"][0]["measured"] = {"m": {"value": 1.5, "ci95": None, "n": 2, "cases": "data sets"}}
+    made["claims"][0]["words"] = {"m": "1, 2 (data sets)"}
+    results.write(made)
+    paths.run_file("01_small", "cpu").write_text('{"minutes": 1.5, "finished": "now"}')
+    results.record("01_small", "cpu")
+    assert "m = 1, 2 (data sets)" in scoreboard.page()
+
+
 def test_nothing_recorded_is_a_page_too(book: Path):
     page = scoreboard.page()
     assert "Not recorded at the cpu profile: chapter 1." in page and "None recorded." in page and "|" not in page

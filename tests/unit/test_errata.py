@@ -35,7 +35,8 @@ def test_the_list_is_there():
 def write(book: Path, *entries: dict[str, Any], status: str = "verified") -> None:
     (book / "_toc.yml").write_text("chapters:\n  - file: notebooks/01_small\n")
     (book / "book/errata.yml").write_text(yaml.safe_dump(list(entries)))
-    made = {"chapter": "01_small", "profile": "cpu", "claims": [{"id": "C1", "status": status, "words": {}}]}
+    claims = [{"id": "C1", "status": status, "words": {}}]
+    made = {"chapter": "01_small", "profile": "cpu", "claims": claims, "provenance": {}}
     file = paths.recorded_file("01_small", "cpu")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(results.dumps(made))

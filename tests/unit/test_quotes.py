@@ -22,7 +22,7 @@ def recorded(book: Path) -> Path:
     ]
     path = paths.recorded_file("01_small", "cpu")
     path.parent.mkdir(parents=True)
-    path.write_bytes(results.dumps({"chapter": "01_small", "profile": "cpu", "claims": entries}))
+    path.write_bytes(results.dumps({"chapter": "01_small", "profile": "cpu", "claims": entries, "provenance": {}}))
     return path
 
 
@@ -95,6 +95,12 @@ def test_no_number_of_the_book_stands_without_its_status(page: Path):
 
 def test_bare_numbers_are_found():
     assert bare_numbers("{measured}`01 C1 a` ({verdict}`01 C1`)\n\n{measured}`01 C1 b`") == ["01 C1"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_verdict_of_the_book_names_the_status_that_it_was_written_for(page: Path):
+    quoted = re.findall(r"\{verdict\}`[^`]*`", page.read_text("utf-8"))
+    assert [quote for quote in quoted if ": " not in quote] == []
 
 
 def test_the_synthesis_quotes_every_chapter():

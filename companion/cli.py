@@ -133,7 +133,7 @@ def pair(
 ) -> None:
     """Write each notebooks/*.ipynb from its .py source, without outputs."""
     if check:
-        problems = notebooks.check_pairs()
+        problems = notebooks.check_pairs(runner.chosen(chapters) if chapters else ())
         for problem in problems:
             typer.echo(problem, err=True)
         raise typer.Exit(1 if problems else 0)

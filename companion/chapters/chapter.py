@@ -1,6 +1,5 @@
 """What a notebook sees: settings of its profile, data, figures, and the ledger of its claims."""
 
-import re
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from companion import data
 from companion.chapters import claims, figures, ledger, paths, profiles, provenance, results
 from companion.chapters.claims import LedgerError
+from companion.chapters.tables import cell
 from companion.errors import CompanionError
 
 
@@ -61,19 +61,12 @@ class Chapter:
         At smoke only embedded sets are read: `fallback` takes the place of any other. A stand-in is announced
         in the output. Raises CompanionError where neither the set nor a fallback can be had.
         """
-        wanted = name
-        if self.profile.name == "smoke" and data.status(name) != "embedded":
-            if fallback is None:
-                raise CompanionError(f"smoke reads embedded data only: give {name} a fallback, or name another set")
-            name, fallback = fallback, None
-        found = data.load(name, split, fallback=fallback, device=self.device, **options)
+        withheld = "The smoke profile reads embedded data only." if self.profile.name == "smoke" else None
+        found = data.load(name, split, fallback=fallback, withheld=withheld, device=self.device, **options)
         card = provenance.data_card(found.card, split)
-        if name != wanted:
-            card["stands_in_for"] = wanted
         if card["stands_in_for"] and card["stands_in_for"] not in {c["stands_in_for"] for c in self._cards.values()}:
-            why = found.card.note if name == wanted else "The smoke profile reads embedded data only."
-            notice = f"**Stand-in data: {card['name']} for {wanted}.** {why}"
-            display(Markdown(notice), metadata={"companion": {"stand_in": wanted}})
+            notice = f"**Stand-in data: {card['name']} for {name}.** {found.card.note}"
+            display(Markdown(notice), metadata={"companion": {"stand_in": name}})
         self._cards[card["name"], split, card["stands_in_for"]] = card
         return found
 
@@ -168,11 +161,6 @@ class Chapter:
             )
 
 
-def _cell(text: str) -> str:
-    # An unescaped bar would end the table cell, and a line break the table.
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
-
-
 def _paper(value: str | float | None) -> str:
     return "not seen" if value is None else f"{value:g}" if isinstance(value, float) else value
 
@@ -193,7 +181,7 @@ def box(entry: ledger.Entry) -> str:
     if control := entry["control"]:
         outcome = "**passes, so the rule decides nothing**" if control["passes"] else "fails, as it must"
         rows.append((f"Control: {control['what']}", f"{_named(control['words'])}: {outcome}"))
-    table = [f"| {_cell(left)} | {_cell(right)} |" for left, right in rows]
+    table = [f"| {cell(left)} | {cell(right)} |" for left, right in rows]
     what: Sequence[str] = [f"- *{name}*: {m['what']}" for name, m in entry["measured"].items()]
     parts = [
         f"**{entry['id']} · {entry['title']} · {entry['status']}**",

@@ -18,7 +18,7 @@ def examine() -> Iterator[tuple[str, str]]:
     """Yield what was found: interpreter, devices, memory, disk, tools, profiles, data sets."""
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     yield "torch", f"{torch.__version__}, {_cuda()}"
-    yield "cpu cores", str(_cores())
+    yield "cpu cores", str(profiles.cores())
     yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
     free = shutil.disk_usage(paths.root()).free / 1e9
     yield (
@@ -43,10 +43,6 @@ def _cuda() -> str:
     if not torch.cuda.is_available():
         return "no CUDA device"
     return f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _expected(profile: str) -> str:

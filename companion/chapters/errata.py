@@ -1,12 +1,11 @@
 """Corrections to the papers and their code, as data in `book/errata.yml`, and the page made of them."""
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from companion.chapters import paths, results
-from companion.chapters.scoreboard import HELD, title
+from companion.chapters import paths
+from companion.chapters.scoreboard import title
 from companion.chapters.tables import entries
 
 _OF = {"paper": "Paper", "code": "Code", "post": "Post by an author", "related": "Related work"}
@@ -35,25 +34,6 @@ class Erratum(BaseModel):
 def load() -> list[Erratum]:
     """Return the errata in the order of the file; raises CompanionError for a file that is not well formed."""
     return entries("errata.yml", Erratum)
-
-
-def unproved(erratum: Erratum) -> list[str]:
-    """Return one line for each claim that does not hold as recorded and each test that does not exist."""
-    chapter = next(name for name in paths.contents() if name.startswith(erratum.chapter))
-    result = results.recorded(chapter, "cpu") or {"claims": []}
-    status = {entry["id"]: entry["status"] for entry in result["claims"]}
-    found = [
-        f"{erratum.chapter} {claim}: {status.get(claim, 'not recorded')}"
-        for claim in erratum.claims
-        if status.get(claim) not in HELD
-    ]
-    for test in erratum.tests:
-        name, _, function = test.partition("::")
-        file = paths.root() / name
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        if not re.search(rf"^def {function}\(", text, re.MULTILINE):
-            found.append(f"{test}: no such test")
-    return found
 
 
 def page() -> str:

@@ -1,6 +1,5 @@
 """The pages on scaling and on speed: their prose is in `book/`, their numbers in what was measured and committed."""
 
-import os
 import re
 from collections.abc import Callable
 from importlib.metadata import version
@@ -9,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from companion.chapters import paths, results
+from companion.chapters import paths, profiles, results
 from companion.chapters.tables import markdown
 from companion.errors import CompanionError
 
@@ -137,8 +136,7 @@ def origin() -> dict[str, Any]:
     from companion.chapters import provenance
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return provenance.commit() | provenance.machine(device) | {"cores": cores}
+    return provenance.commit() | provenance.machine(device) | {"cores": profiles.cores()}
 
 
 def pages() -> dict[str, bytes]:

@@ -2,7 +2,9 @@
 
 import ast
 import hashlib
+import json
 from collections import Counter
+from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -91,8 +93,22 @@ def _read_pair(path: Path) -> NotebookNode:
         raise CompanionError(f"{_shown(path)} is no notebook ({error}): mend it with `companion pair`") from error
 
 
-def check_pairs() -> list[str]:
-    """Return one line for each notebook that is unpaired, differs from its source or carries outputs."""
+def is_whole(path: Path) -> bool:
+    """Say whether `path` holds a notebook: JSON with cells, which is quick to see; OSError without the file."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(tree, dict) and isinstance(tree.get("cells"), list)
+
+
+def check_pairs(chosen: Collection[str] = ()) -> list[str]:
+    """Return one line for each notebook (of `chosen`, or of all and what else lies there) that is not its source's.
+
+    It is unpaired, differs from the source or carries outputs.
+    """
+    if chosen:
+        return [problem for name in chosen if (problem := _pair_problem(name))]
     names = paths.chapters()
     strays = {p.stem for p in paths.notebook("any").parent.glob("*.ipynb")} - set(names)
     return [problem for name in sorted({*names, *strays}) if (problem := _pair_problem(name))]

@@ -3,12 +3,12 @@
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import companion
 from companion.errors import CompanionError
+from companion.files import write_atomic
 
 _NAME = re.compile(r"\d\d_[a-z0-9_]+")
 
@@ -100,6 +100,11 @@ def executed_file(chapter: str, profile: str) -> Path:
     return build_dir() / "executed" / profile / f"{chapter}.ipynb"
 
 
+def digest_file(chapter: str, profile: str) -> Path:
+    """Return the note beside an executed copy that says what it was made from."""
+    return executed_file(chapter, profile).with_suffix(".digest")
+
+
 def stage_dir() -> Path:
     """Return the tree that Sphinx reads."""
     return build_dir() / "stage"
@@ -108,30 +113,6 @@ def stage_dir() -> Path:
 def html_dir() -> Path:
     """Return the rendered book."""
     return build_dir() / "html"
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` to a temporary name and rename it, so that no reader ever sees half a file.
-
-    Raises CompanionError when the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise CompanionError(
-            f"cannot write {path}: {error.strerror}; make the folder writable or choose another"
-        ) from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        temporary.chmod(0o644)  # mkstemp gives 0600, which a web server could not read
-        temporary.replace(path)
-    except OSError as error:
-        raise CompanionError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def kept(key: str, make: Callable[[], bytes]) -> bytes:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from companion.errors import CompanionError
 
 
+def cores() -> int:
+    """Return how many processors this process may use, which a container or a batch system may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Profile:
     """One profile: its name, the CPU threads a chapter gets, and its budget in seconds."""
@@ -19,7 +24,7 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     "smoke": Profile("smoke", threads=1, budget=40),
     "cpu": Profile("cpu", threads=2, budget=180),
-    "gpu": Profile("gpu", threads=os.cpu_count() or 1, budget=600),
+    "gpu": Profile("gpu", threads=cores(), budget=600),
 }
 
 

@@ -17,19 +17,18 @@ def recheck(names: Sequence[str], profile: str = "smoke", jobs: int = 1) -> list
     for byte, since two runs on one machine must agree. `jobs` chapters run at once.
     """
     chapters = runner.chosen(names)
-    at_once = runner.jobs_at_once(jobs, len(chapters))
-    with ThreadPoolExecutor(max_workers=at_once) as pool:
-        found = pool.map(lambda chapter: _differences(chapter, profile, at_once), chapters)
+    with ThreadPoolExecutor(max_workers=runner.jobs_at_once(jobs, len(chapters))) as pool:
+        found = pool.map(lambda chapter: _differences(chapter, profile), chapters)
         return [problem for problems in found for problem in problems]
 
 
-def _differences(chapter: str, profile: str, at_once: int) -> list[str]:
+def _differences(chapter: str, profile: str) -> list[str]:
     executed = paths.executed_file(chapter, profile)
     if not executed.is_file():
         return [f"{chapter} has no executed copy: run `companion run {chapter} --profile {profile}`"]
     with tempfile.TemporaryDirectory() as name:
         results, figures = Path(name) / "results", Path(name) / "figures"
-        code, log = _nbval(executed, runner.environment(profile, results, figures, at_once))
+        code, log = _nbval(executed, runner.environment(profile, results, figures))
         if code:
             return [f"{chapter}: a second run ends differently\n{log}"]
         problems = []

@@ -7,20 +7,28 @@ from typing import Any
 from companion.chapters import paths, profiles, provenance
 from companion.chapters.claims import STATUSES, LedgerError
 from companion.errors import CompanionError
+from companion.files import write_together
 
 Result = dict[str, Any]
 RECORDED = ("cpu", "gpu")  # smoke runs are for CI: too small to be worth keeping
+_RESULT: dict[str, type] = {"profile": str, "claims": list, "provenance": dict}
+_NOTE: dict[str, type] = {"minutes": float, "finished": str}
 
 
-def _read(file: Path) -> Result | None:
+def _read(file: Path, parts: dict[str, type]) -> Result | None:
+    """Return the dictionary in `file` if it has `parts`, each of its type; None without the file."""
     if not file.is_file():
         return None
+    committed = file.is_relative_to(paths.root() / "book")
+    mend = f"restore it with `git checkout -- {file}`" if committed else "delete it and run the chapter again"
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CompanionError(f"{file} is not valid JSON: delete it and run the chapter again") from error
+    except ValueError as error:  # bytes that are no text too
+        raise CompanionError(f"{file} is not valid JSON: {mend}") from error
     if not isinstance(tree, dict):
-        raise CompanionError(f"{file} is not a results file: delete it and run the chapter again")
+        raise CompanionError(f"{file} is not a results file: {mend}")
+    if wrong := [name for name, kind in parts.items() if not isinstance(tree.get(name), kind)]:
+        raise CompanionError(f"{file} is damaged, without {', '.join(wrong)}: {mend}")
     return tree
 
 
@@ -31,22 +39,22 @@ def dumps(result: Result) -> bytes:
 
 def read(chapter: str, profile: str) -> Result | None:
     """Return the results of the last run, or None if there are none; CompanionError for a broken file."""
-    return _read(paths.results_file(chapter, profiles.get(profile).name))
+    return _read(paths.results_file(chapter, profiles.get(profile).name), _RESULT)
 
 
 def run_note(chapter: str, profile: str) -> Result | None:
-    """Return the runner's note on the last run ({"minutes", "finished"}), or None if there is none."""
-    return _read(paths.run_file(chapter, profiles.get(profile).name))
+    """Return the runner's note on the last run ({"minutes", "finished"}), or None; CompanionError for a broken one."""
+    return _read(paths.run_file(chapter, profiles.get(profile).name), _NOTE)
 
 
 def recorded(chapter: str, profile: str) -> Result | None:
     """Return the committed results, or None if there are none; raises CompanionError for a broken file."""
-    return _read(paths.recorded_file(chapter, profiles.get(profile).name))
+    return _read(paths.recorded_file(chapter, profiles.get(profile).name), _RESULT)
 
 
 def previous(chapter: str, profile: str) -> Result | None:
     """Return what was recorded before the committed results, or None; CompanionError for a broken file."""
-    return _read(paths.previous_file(chapter, profiles.get(profile).name))
+    return _read(paths.previous_file(chapter, profiles.get(profile).name), _RESULT)
 
 
 def write(result: Result) -> Path:
@@ -61,7 +69,8 @@ def record(chapter: str, profile: str) -> Path:
 
     Raises CompanionError for a profile that is not recorded, a run that is missing or unfinished, and a run
     whose claim has no status or a control that passed. A run of uncommitted sources is recorded and says so.
-    What was recorded in another environment, or by another run in this one, moves to `previous/`, to be compared with.
+    What was recorded in another environment, or by another run in this one, moves to `previous/`, to be compared with;
+    a figure called "hero" goes to `book/_static`. When the disk is full, nothing changes.
     """
     if profiles.get(profile).name not in RECORDED:
         raise CompanionError(f"{profile} results are not recorded: choose one of {', '.join(RECORDED)}")
@@ -69,7 +78,7 @@ def record(chapter: str, profile: str) -> Path:
     again = f"run `companion run {chapter} --profile {profile}` first"
     if result is None:
         raise CompanionError(f"no {profile} results of {chapter} to record: {again}")
-    if note is None or not note.get("finished"):
+    if note is None:
         raise CompanionError(f"the {profile} run of {chapter} did not finish: {again}")
     if unknown := [c["id"] for c in result["claims"] if c["status"] not in STATUSES]:
         raise LedgerError(f"{chapter}: no valid status for {', '.join(unknown)}: {again}")
@@ -77,13 +86,17 @@ def record(chapter: str, profile: str) -> Path:
         raise LedgerError(f"{chapter}: the control of {', '.join(toothless)} passes: mend the rule before recording")
     file = paths.recorded_file(chapter, profile)
     merged = result | {"provenance": result["provenance"] | {"minutes": note["minutes"]}}
+    written = {file: dumps(merged)}
     former, kept = recorded(chapter, profile), previous(chapter, profile)
     if former is not None and _without_minutes(former) != _without_minutes(merged):
         here = _environment(merged)
         # A second run in one environment must not push out what was recorded in another.
         if kept is None or _environment(former) != here or _environment(kept) == here:
-            paths.write_atomic(paths.previous_file(chapter, profile), file.read_bytes())
-    paths.write_atomic(file, dumps(merged))
+            written[paths.previous_file(chapter, profile)] = file.read_bytes()
+    hero = paths.figures_dir(chapter, profile) / "hero.png"
+    if profile == "cpu" and hero.is_file():  # the picture that opens README and introduction
+        written[paths.root() / "book" / "_static" / "hero.png"] = hero.read_bytes()
+    write_together(written)
     return file
 
 

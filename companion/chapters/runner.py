@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from companion.chapters import notebooks, paths, profiles, provenance, results
 from companion.chapters.lock import alone
+from companion.chapters.publish import publish
 from companion.errors import CompanionError
 
 _CELLS = re.compile(rb"(\d+)/(\d+) \[")  # papermill's progress bar, on its standard error
@@ -47,12 +47,14 @@ class _Job:
     profile: str
     parameters: dict[str, Any]
     key: str  # digest of everything that the outputs follow from
-    at_once: int = 1  # chapters that share the processor's threads
 
 
-def environment(profile: str, results_dir: Path, figures_dir: Path, at_once: int = 1) -> dict[str, str]:
-    """Return the environment of one of `at_once` kernels: what must be set before Python starts for runs to agree."""
-    threads = str(max(1, profiles.get(profile).threads // at_once))
+def environment(profile: str, results_dir: Path, figures_dir: Path) -> dict[str, str]:
+    """Return the environment of a kernel: what must be set before Python starts for runs to agree.
+
+    Threads follow the profile alone: the bits of a result do not depend on what else runs.
+    """
+    threads = str(profiles.get(profile).threads)
     # Kernels start in another folder than the one that a relative path was meant from.
     data = {k: str(Path(v).expanduser().absolute()) for k, v in os.environ.items() if k == "COMPANION_DATA" and v}
     return {
@@ -122,8 +124,8 @@ def jobs_at_once(jobs: int, chapters: int) -> int:
     if min(jobs, chapters) > 1:
         import torch  # only here, as above
 
-        return 1 if torch.cuda.is_available() else jobs
-    return jobs
+        return 1 if torch.cuda.is_available() else min(jobs, chapters)
+    return 1
 
 
 def _job(name: str, profile: str, parameters: Mapping[str, Any]) -> _Job:
@@ -146,18 +148,14 @@ def _job(name: str, profile: str, parameters: Mapping[str, Any]) -> _Job:
     return _Job(name, profile, given, hashlib.sha256(b"\0".join(seen)).hexdigest())
 
 
-def digest_file(chapter: str, profile: str) -> Path:
-    """Return the note beside an executed copy that says what it was made from."""
-    return paths.executed_file(chapter, profile).with_suffix(".digest")
-
-
 def _cached(job: _Job) -> bool:
-    note = digest_file(job.chapter, job.profile)
     try:
-        result = results.read(job.chapter, job.profile)
-    except CompanionError:  # damaged: the run that writes it anew mends it
+        result, note = results.read(job.chapter, job.profile), results.run_note(job.chapter, job.profile)
+        made_of = paths.digest_file(job.chapter, job.profile).read_bytes()
+        whole = notebooks.is_whole(paths.executed_file(job.chapter, job.profile))
+    except (CompanionError, OSError):  # damaged or gone: the run that writes it anew mends it
         return False
-    if result is None or not note.is_file() or not paths.executed_file(job.chapter, job.profile).is_file():
+    if result is None or note is None or not whole:
         return False
     if wanted := results.stand_ins(result):
         from companion import data  # only here: PyTorch takes seconds to import
@@ -165,7 +163,7 @@ def _cached(job: _Job) -> bool:
         # What ran on a stand-in for want of data runs again once the data is there.
         if any(data.status(name) != "missing" for name in wanted):
             return False
-    return note.read_text() == job.key
+    return made_of == job.key.encode()
 
 
 def is_current(chapter: str, profile: str) -> bool:
@@ -176,7 +174,7 @@ def is_current(chapter: str, profile: str) -> bool:
 def _run_all(waiting: list[_Job], at_once: int, progress: Progress) -> dict[str, Outcome]:
     stop = threading.Event()
     pool = ThreadPoolExecutor(max_workers=at_once)
-    futures = {j.chapter: pool.submit(_run_one, replace(j, at_once=at_once), progress, stop) for j in waiting}
+    futures = {j.chapter: pool.submit(_run_one, j, progress, stop) for j in waiting}
     try:
         return {chapter: future.result() for chapter, future in futures.items()}
     finally:
@@ -214,7 +212,7 @@ def _run_alone(job: _Job, progress: Progress, stop: threading.Event) -> Outcome:
         code, log = _papermill(job, folder, stop, lambda n, total: progress.update(bar, completed=n, total=total))
         seconds = time.monotonic() - start
         if code == 0:
-            _publish(job, folder, seconds)
+            publish(job.chapter, job.profile, job.key, folder, seconds)
             progress.console.print(f"{job.chapter}: done in {seconds:.1f} s")
             return Outcome(job.chapter, "done", seconds)
         error = "interrupted" if stop.is_set() else _keep_failed(job, folder) or log[-4000:]
@@ -245,7 +243,7 @@ def _papermill(job: _Job, folder: Path, stop: threading.Event, report: Any) -> t
     source.write_text(notebooks.dumps(notebooks.read_source(paths.notebook(job.chapter))), "utf8")
     command = [sys.executable, "-c", _PAPERMILL, str(source), str(folder / "executed.ipynb"), "--kernel", "python3"]
     command += ["--cwd", str(paths.notebook(job.chapter).parent), "--progress-bar", "-y", json.dumps(job.parameters)]
-    env = environment(job.profile, folder / "results", folder / "figures", job.at_once)
+    env = environment(job.profile, folder / "results", folder / "figures")
     quiet, pipe, log = subprocess.DEVNULL, subprocess.PIPE, b""
     # Its own session: Ctrl-C reaches only us, and we stop the run in order.
     with subprocess.Popen(command, env=env, stdout=quiet, stderr=pipe, start_new_session=True) as process:
@@ -265,24 +263,3 @@ def _stop_when_told(process: subprocess.Popen[bytes], stop: threading.Event) -> 
                 process.wait(_KILL_AFTER)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def _publish(job: _Job, folder: Path, seconds: float) -> None:
-    """Move a whole run to its places; the digest goes last, so that a cut in between means running again."""
-    digest_file(job.chapter, job.profile).unlink(missing_ok=True)
-    result = folder / "results" / job.profile / f"{job.chapter}.json"
-    if not result.is_file():
-        raise CompanionError(f"{job.chapter} wrote no results: end the notebook with `chapter.finish()`")
-    figures = paths.figures_dir(job.chapter, job.profile)
-    shutil.rmtree(figures, ignore_errors=True)
-    drawn = folder / "figures" / job.profile / job.chapter
-    if drawn.is_dir():
-        figures.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(drawn, figures)
-    note = {"minutes": round(seconds / 60, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    paths.write_atomic(paths.results_file(job.chapter, job.profile), result.read_bytes())
-    paths.write_atomic(paths.run_file(job.chapter, job.profile), json.dumps(note).encode())
-    executed = paths.executed_file(job.chapter, job.profile)
-    paths.write_atomic(executed, (folder / "executed.ipynb").read_bytes())
-    executed.with_suffix(".failed.ipynb").unlink(missing_ok=True)
-    paths.write_atomic(digest_file(job.chapter, job.profile), job.key.encode())

@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 from companion.chapters import notebooks, paths, profiles
+from companion.chapters.lock import alone
 from companion.chapters.scan import scan
 from companion.chapters.stage import stage
 from companion.errors import CompanionError
@@ -20,10 +22,17 @@ _JUPYTER_BOOK = (
 def build(profile: str, clean: bool = False) -> str:
     """Render the executed chapters at `profile` into `_build/html`; return the address to open.
 
-    Reads again only what changed, unless `clean` or the last build failed. Raises CompanionError with the
-    warnings when Sphinx has any, when a page needs the network or when an image has no alt text.
+    Waits for another build; reads again only what changed, unless `clean` or the last build failed.
+    Raises CompanionError with the warnings when Sphinx has any, when a page needs the network or when an image has
+    no alt text.
     """
     profiles.get(profile)
+    path = paths.build_dir() / "locks" / "build.lock"
+    with alone(path, threading.Event(), lambda: print("waiting for another build", file=sys.stderr)):
+        return _build_alone(profile, clean)
+
+
+def _build_alone(profile: str, clean: bool) -> str:
     whole_note = paths.build_dir() / "html.whole"
     made = [paths.html_dir(), paths.build_dir() / ".doctrees", paths.build_dir() / "jupyter_execute"]
     if clean:

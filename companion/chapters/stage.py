@@ -73,7 +73,11 @@ def executed(chapter: str, profile: str) -> NotebookNode:
     if not path.is_file():
         raise CompanionError(f"{chapter} has no executed copy at profile {profile}: {mend}")
     source = notebooks.read_source(paths.notebook(chapter))
-    grafted = notebooks.graft(source, nbformat.read(path, as_version=4))
+    try:
+        ran = nbformat.read(path, as_version=4)
+    except (ValueError, AttributeError, KeyError) as error:
+        raise CompanionError(f"{path} is damaged: {mend.removesuffix('`')} --force`") from error
+    grafted = notebooks.graft(source, ran)
     if grafted is None:
         raise CompanionError(f"the code of {chapter} has changed since its run at profile {profile}: {mend}")
     return grafted

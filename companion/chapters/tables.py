@@ -1,5 +1,6 @@
 """Tables of the book's pages: entries read from YAML into models, and Markdown."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,9 +22,14 @@ def entries(name: str, kind: type[BaseModel]) -> list[Any]:
         raise CompanionError(f"{name}: {' '.join(str(error).split())}") from error
 
 
+def cell(text: object) -> str:
+    """Return `text` as a cell of a Markdown table: an unescaped bar would end the cell, a line break the table."""
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(str(text).split()))
+
+
 def markdown(head: Iterable[str], rows: Iterable[Iterable[object]], *, left: int | None = None) -> str:
-    """Return a Markdown table; bars in its cells are escaped; columns after the first `left` go to the right."""
+    """Return a Markdown table; see `cell`; columns after the first `left` go to the right."""
     head = list(head)
     rule = ["---" if left is None else ":--" if k < left else "--:" for k in range(len(head))]
     lines = [head, rule, *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)

@@ -49,6 +49,7 @@ def load(
     split: str = "train",
     *,
     fallback: str | None = None,
+    withheld: str | None = None,
     device: str | torch.device = "cpu",
     **options: Any,
 ) -> Dataset:
@@ -58,7 +59,8 @@ def load(
     `[n, features]` with targets `[n, 1]`. Options: tables and diabetes `fold`; sinusoids `frequencies`, `points`,
     `seed`; sprites `n`, `seed`; coloured_digits `correlation`, `seed`; rooms `varying`, `seed`.
     A set that cannot be had is replaced by the embedded set `fallback`, whose card then
-    says `stands_in_for`; without one DataMissing is raised. A wrong checksum is always an error: DataCorrupt.
+    says `stands_in_for`; without one DataMissing is raised. A set that is not embedded cannot be had either where the
+    sentence `withheld` says why it may not be read. A wrong checksum is always an error: DataCorrupt.
     """
     source = _source(name)
     if split not in ("train", "test"):
@@ -71,6 +73,8 @@ def load(
             f"'{name}' has no option {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}"
         )
     try:
+        if withheld and source.files:
+            raise cache.DataMissing(f"{withheld.rstrip('.')}: give '{name}' a fallback, or name another set", withheld)
         # Both splits are needed: a training set must not meet the test split of its stand-in.
         paths = cache.ensure_all(source.files, name)
     except cache.DataMissing as missing:

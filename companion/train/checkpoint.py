@@ -1,46 +1,18 @@
-"""Checkpoints that are whole or absent: plain tensors, written beside the target and renamed."""
+"""Checkpoints that are whole or absent: plain tensors in files that are replaced in one go."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from companion.errors import CompanionError
-
-
-def atomic_write(path: Path, write: Any) -> None:
-    """Call `write(file)` on a new binary file and rename it to `path`; a kill leaves the old file whole.
-
-    Raises CompanionError when the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise CompanionError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # the bytes must be there before the name is
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise CompanionError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another folder"
-        ) from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+from companion.files import clear_stale, write_atomic
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings, and lists and dictionaries of them) to `path`."""
-    atomic_write(path, lambda file: torch.save(state, file))
-    for leftover in path.parent.glob(f".{path.name}.*"):  # of a run that was killed while it wrote
-        leftover.unlink(missing_ok=True)
+    write_atomic(path, lambda file: torch.save(state, file))
+    clear_stale(path)
 
 
 def load(path: Path) -> dict[str, Any] | None:

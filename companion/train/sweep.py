@@ -12,7 +12,7 @@ import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from companion.errors import CompanionError
-from companion.train.checkpoint import atomic_write
+from companion.files import write_atomic
 from companion.train.progress import progress
 
 Row = dict[str, Any]
@@ -104,7 +104,7 @@ def _run(function: Run, config: Row, path: Path | None) -> Row:
         torch.set_num_threads(threads)
     text = _json({"config": config, "row": row}, "the row")
     if path is not None:
-        atomic_write(path, lambda file: file.write(text.encode()))
+        write_atomic(path, text.encode())
     fresh: Row = json.loads(text)["row"]  # as it will be read next time
     return fresh
 
@@ -122,6 +122,8 @@ def _read(path: Path, config: Row) -> Row:
 
 
 def _key(function: Callable[..., Any], config: Mapping[str, Any]) -> str:
+    if not hasattr(function, "__qualname__"):
+        raise CompanionError("name the function: a partial has no name to keep results under")
     name = f"{function.__module__}.{function.__qualname__}"
     return hashlib.sha256(f"{name} {_json(dict(config), 'a config')}".encode()).hexdigest()[:16]
 

@@ -60,6 +60,15 @@ def test_pair_and_check(book: Path) -> None:
     assert _call("pair", "--check") == ""
 
 
+def test_pair_checks_the_chapters_that_are_named(book: Path) -> None:
+    _call("pair", "01")
+    (book / "notebooks" / "02_other.py").write_text("# %%\nprint(1)\n")
+    assert _call("pair", "--check", "01") == ""
+    assert "02_other.ipynb" in _call("pair", "--check", "02", code=1)
+    assert "02_other.ipynb" in _call("pair", "--check", code=1)
+    assert "01_tiny" in _call("pair", "--check", "03", code=2)
+
+
 def test_record_keeps_the_minutes_and_fills_the_scoreboard(executed_book: Path) -> None:
     for part in ("executed", "results", "figures"):
         (paths.build_dir() / part / "smoke").rename(paths.build_dir() / part / "cpu")

@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from companion.chapters import paths, results, runner
+from companion.chapters import paths, publish, results, runner, stage
 from companion.errors import CompanionError
+from companion.files import write_together
 
 COMMAND = [sys.executable, "-c", "from companion.cli import app; app()", "run", "02", "--profile", "smoke"]
 
@@ -89,22 +90,85 @@ def test_a_full_disk_keeps_the_last_good_copy_and_says_why(quick: Path, after: i
 
 
 def test_recording_on_a_full_disk_changes_nothing(quick: Path) -> None:
-    target = quick / "kept.json"
-    target.write_text("old")
-    with full_disk(100), pytest.raises(CompanionError, match="File too large; nothing was changed"):
-        paths.write_atomic(target, bytes(10_000))
-    assert target.read_text() == "old"
-    assert [path.name for path in quick.iterdir() if "kept" in path.name] == ["kept.json"]
+    def record(filler: int) -> None:
+        made = {"chapter": "02_quick", "profile": "cpu", "claims": [], "provenance": {"data": []}}
+        results.write(made | {"filler": "x" * filler})
+        paths.run_file("02_quick", "cpu").write_text('{"minutes": 1.5, "finished": "now"}')
+        results.record("02_quick", "cpu")
+
+    record(1_000)
+    record(2_000)
+    files = [paths.recorded_file("02_quick", "cpu"), paths.previous_file("02_quick", "cpu")]
+    before = [file.read_bytes() for file in files]
+    assert [len(content) // 1_000 for content in before] == [2, 1]
+    with full_disk(4_000), pytest.raises(CompanionError, match="File too large; nothing was changed"):
+        record(3_990 - len(before[0]) + 2_000)  # the run fits, its record with the minutes does not
+    assert [file.read_bytes() for file in files] == before
+    assert sorted(files[0].parent.rglob("*.*")) == sorted(files)
 
 
-@pytest.mark.parametrize("damage", ["{", "[1]", ""])
-def test_a_damaged_results_file_is_made_anew(quick: Path, damage: str) -> None:
+def test_a_full_disk_while_a_run_is_put_in_its_place_changes_nothing(
+    executed_book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tree() -> dict[Path, bytes]:
+        folders = ("executed", "results", "figures")
+        found = [path for name in folders for path in (executed_book / "_build" / name).rglob("*")]
+        return {path: path.read_bytes() for path in found if path.is_file()}
+
+    def full(contents: object) -> None:
+        drawn = (paths.figures_dir("01_tiny", "smoke") / "second-line.csv").read_text()
+        assert "3" in drawn.splitlines()[-1]  # the new figures are in their place: they have to go again
+        with full_disk(1_000):
+            write_together(contents)
+
+    before, source = tree(), executed_book / "notebooks" / "01_tiny.py"
+    kept = source.read_text()
+    source.write_text(kept.replace('"second-line": 2', '"second-line": 3'))
+    monkeypatch.setattr(publish, "write_together", full)
+    (outcome,) = runner.run([], "smoke")
+    assert outcome.state == "failed" and "File too large; nothing was changed" in outcome.error
+    assert tree() == before
+    monkeypatch.undo()
+    monkeypatch.setenv("COMPANION_ROOT", str(executed_book))
+    assert runner.run([], "smoke")[0].state == "done"
+    assert tree().keys() == before.keys() and tree() != before
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *[(paths.results_file, damage) for damage in (b"{", b"[1]", b"", b"{}", b'{"profile": "smoke"}', b"\xff")],
+        *[(paths.run_file, damage) for damage in (None, b"", b"{}", b"\xff")],
+        *[(paths.executed_file, damage) for damage in (None, b"", b'{"cells": ', b"[]", b"{}", b"\xff\xfe")],
+        *[(paths.digest_file, damage) for damage in (None, b"", b"\xff\xfe")],
+    ],
+)
+def test_what_a_run_left_is_made_anew_when_it_is_damaged(
+    quick: Path, file: Callable[[str, str], Path], damage: bytes | None
+) -> None:
     assert runner.run(["02"], "smoke")[0].state == "done"
-    paths.results_file("02_quick", "smoke").write_text(damage)
+    path = file("02_quick", "smoke")
+    path.unlink() if damage is None else path.write_bytes(damage)
     assert not runner.is_current("02_quick", "smoke")
     assert runner.run(["02"], "smoke")[0].state == "done"
-    assert results.read("02_quick", "smoke") is not None
+    assert results.read("02_quick", "smoke") is not None and results.run_note("02_quick", "smoke") is not None
     assert runner.run(["02"], "smoke")[0].state == "cached"
+
+
+def test_a_build_of_a_damaged_copy_is_one_line_with_a_way_out(executed_book: Path) -> None:
+    for damage in (b"\xff\xfe", b"{", b'{"cells": 3}'):
+        paths.executed_file("01_tiny", "smoke").write_bytes(damage)
+        with pytest.raises(CompanionError, match=r"is damaged: run `companion run 01_tiny --profile smoke --force`"):
+            stage.executed("01_tiny", "smoke")
+
+
+def test_two_builds_at_once_take_turns(executed_book: Path) -> None:
+    command = [*COMMAND[:3], "build", "--profile", "smoke"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted("waiting for another build" in errors for _, errors in said) == [False, True]
+    assert (paths.html_dir() / "notebooks" / "01_tiny.html").is_file()
 
 
 def test_two_runs_at_once_share_one_result(quick: Path) -> None:

@@ -212,9 +212,17 @@ def test_names_and_profiles_are_checked(book: Path) -> None:
         runner.run([], "smoke", jobs=0)
 
 
-def test_chapters_at_once_share_the_threads(book: Path) -> None:
-    threads = [runner.environment("cpu", book, book, k)["OMP_NUM_THREADS"] for k in (1, 2, 3)]
-    assert threads == ["2", "1", "1"]
+def test_threads_follow_the_profile_alone(book: Path) -> None:
+    for profile, threads in (("smoke", "1"), ("cpu", "2")):
+        found = runner.environment(profile, book, book)
+        assert {found[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")} == {threads}
+
+
+def test_no_more_chapters_run_at_once_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert [runner.jobs_at_once(*pair) for pair in ((8, 2), (2, 8), (1, 5), (4, 1), (3, 0))] == [2, 2, 1, 1, 1]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert runner.jobs_at_once(8, 2) == 1
 
 
 def test_recheck_agrees(executed_book: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "companion"
 ROOMS = ("cli", "chapters", "analysis", "train", "models", "nn", "data")  # from the top down
-COMMON = {"errors", "seeds"}  # anyone may use them
+COMMON = {"errors", "files", "seeds"}  # anyone may use them
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

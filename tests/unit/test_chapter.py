@@ -16,8 +16,10 @@ from companion import data
 from companion.chapters import figures, results
 from companion.chapters.chapter import Chapter
 from companion.chapters.claims import LedgerError
+from companion.data import cache
 from companion.errors import CompanionError
 
+PARTS = {"profile": "gpu", "claims": [], "provenance": {}}
 SLOPE = {"slope": [3.98, 4.02], "control": {"slope": 2.0}}
 
 
@@ -43,14 +45,13 @@ def store(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Data sets that can be had; remove one and its fallback stands in."""
     there = {"digits", "mnist"}
 
-    def load(name: str, split: str, *, fallback: str | None, device: torch.device) -> Set:
-        if name in there:
+    def load(name: str, split: str, *, fallback: str | None, withheld: str | None, device: torch.device) -> Set:
+        if name in there - ({"mnist"} if withheld else set()):
             return Set(Card(name))
         assert fallback is not None
         return Set(replace(Card(fallback), stands_in_for=name, note=f"{name} is missing."))
 
     monkeypatch.setattr(data, "load", load)
-    monkeypatch.setattr(data, "status", lambda name: "embedded" if name == "digits" else "cached")
     return there
 
 
@@ -123,13 +124,32 @@ def test_a_stand_in_is_announced_and_stops_the_claim_that_rests_on_it(start, sto
     assert results.stand_ins(finish(chapter)) == {"mnist": "digits"}
 
 
-def test_smoke_reads_embedded_sets_only(start, store, displayed):
+@pytest.fixture
+def no_files(monkeypatch: pytest.MonkeyPatch):
+    """Looking for a file of a data set fails."""
+    monkeypatch.setattr(cache, "ensure_all", lambda files, name: pytest.fail(name) if files else [])
+
+
+def test_smoke_reads_embedded_sets_only(start, displayed, no_files):
     chapter = start("smoke")
-    assert chapter.load("mnist", fallback="digits").card.name == "digits"  # though mnist is at hand
-    assert displayed[0][1] == {"stand_in": "mnist"}
+    assert chapter.load("mnist", fallback="digits").card.name == "digits"  # wherever mnist may be
+    ((words, marks),) = displayed
+    assert words.startswith("**Stand-in data: digits for mnist.** Stands in for MNIST")
+    assert "The smoke profile reads embedded data only." in words and marks == {"stand_in": "mnist"}
     assert chapter.load("digits").card.name == "digits"
-    with pytest.raises(CompanionError, match="smoke reads embedded data only: give mnist a fallback"):
+    assert [card["stands_in_for"] for card in chapter._cards.values()] == ["mnist", None]
+    with pytest.raises(data.DataMissing, match="smoke profile reads embedded data only: give 'mnist' a fallback"):
         chapter.load("mnist")
+
+
+def test_smoke_treats_a_fallback_as_every_profile_does(start, displayed, no_files):
+    chapter = start("smoke")
+    tabled = chapter.load("yacht", fallback="digits", fold=1)  # an option that the fallback does not have
+    assert tabled.card.name == "digits"
+    with pytest.raises(CompanionError, match="fallback 'fashion_mnist' is not embedded"):
+        chapter.load("mnist", fallback="fashion_mnist")
+    with pytest.raises(CompanionError, match="'mnist' has no option correlation"):
+        chapter.load("mnist", fallback="coloured_digits", correlation=0.5)
 
 
 def test_the_real_data_room_is_called_as_it_is(start):
@@ -234,7 +254,7 @@ def test_recorded_results_can_be_redrawn(start, book):
     chapter = start()
     assert chapter.recorded() is None
     (book / "book/results/gpu").mkdir(parents=True)
-    (book / "book/results/gpu/01_small.json").write_text('{"series": {"curve": [1.0]}}')
+    (book / "book/results/gpu/01_small.json").write_text(json.dumps(PARTS | {"series": {"curve": [1.0]}}))
     assert chapter.recorded()["series"]["curve"] == [1.0]
 
 
@@ -242,7 +262,7 @@ def test_what_is_not_recorded_at_paper_scale_says_how_it_would_be(start, book, d
     chapter = start()
     assert chapter.paper_scale("ten seeds") is None
     (book / "book/results/gpu").mkdir(parents=True)
-    content = {"provenance": {"device": "a large GPU", "commit": "0123456789abcdef"}}
+    content = PARTS | {"provenance": {"device": "a large GPU", "commit": "0123456789abcdef"}}
     (book / "book/results/gpu/01_small.json").write_text(json.dumps(content))
     assert chapter.paper_scale("ten seeds") == content
     missing, recorded = [words for words, _ in displayed]

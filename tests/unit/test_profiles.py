@@ -1,6 +1,8 @@
 """Profiles and places: order, names, and one clear line for a wrong one."""
 
 import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +21,13 @@ def test_a_larger_profile_decides_what_a_smaller_one_can():
 
 def test_budgets_and_threads():
     found = {name: (p.threads, p.budget) for name, p in profiles.PROFILES.items()}
-    assert found == {"smoke": (1, 40), "cpu": (2, 180), "gpu": (os.cpu_count(), 600)}
+    assert found == {"smoke": (1, 40), "cpu": (2, 180), "gpu": (len(os.sched_getaffinity(0)), 600)}
+
+
+def test_the_cores_are_those_that_this_process_may_use():
+    one = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); import companion.chapters.profiles as p"
+    code = f"{one}; print(p.cores(), p.get('gpu').threads)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1 1\n"
 
 
 def test_a_wrong_profile_names_the_right_ones():
@@ -62,23 +70,3 @@ def test_claims_come_with_the_installed_package(book: Path):
     assert paths.claims_file("01_small") == written
     written.unlink()
     assert paths.claims_file("01_small") == packed
-
-
-def test_an_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = tmp_path / "a.json"
-    paths.write_atomic(file, b"old")
-
-    def full(self: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(CompanionError, match=r"cannot write .*a\.json: No space left"):
-        paths.write_atomic(file, b"new")
-    assert file.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_an_unwritable_folder_is_one_clear_line(tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(CompanionError, match=r"cannot write .*make the folder writable"):
-        paths.write_atomic(tmp_path / "file" / "a.json", b"")

@@ -92,7 +92,7 @@ def test_within_one_environment_the_last_run_is_kept(finished: Finished):
     ("changes", "error", "message"),
     [
         ({"profile": "smoke"}, CompanionError, "smoke results are not recorded: choose one of cpu, gpu"),
-        ({"note": "{}"}, CompanionError, "did not finish: run `companion run 01_small --profile cpu` first"),
+        ({"note": "{}"}, CompanionError, r"run\.json is damaged, without minutes, finished: delete it and run"),
         ({"claims": [claim("C1", "verified", True)]}, LedgerError, "the control of C1 passes"),
         ({"claims": [claim("C1", "surely true")]}, LedgerError, "no valid status for C1"),
     ],
@@ -114,12 +114,25 @@ def test_a_run_that_is_missing_or_was_not_the_runners_is_refused(finished: Finis
         results.record("01_small", "cpu")
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
-def test_a_broken_file_is_one_clear_line(finished: Finished, text: str):
+@pytest.mark.parametrize("text", [b"{", b"[1]", b"\xff\xfe", b"{}", b'{"profile": "cpu"}', b'{"claims": {}}'])
+def test_a_broken_file_is_one_clear_line(finished: Finished, text: bytes):
     finished()
-    paths.results_file("01_small", "cpu").write_text(text)
-    with pytest.raises(CompanionError, match=r"01_small\.json is not .*delete it and run the chapter again"):
+    results.record("01_small", "cpu")
+    paths.results_file("01_small", "cpu").write_bytes(text)
+    with pytest.raises(CompanionError, match=r"01_small\.json is .*: delete it and run the chapter again"):
         results.read("01_small", "cpu")
+    paths.recorded_file("01_small", "cpu").write_bytes(text)
+    with pytest.raises(CompanionError, match=r"results/cpu/01_small\.json is .*: restore it with `git checkout -- /"):
+        results.recorded("01_small", "cpu")
+
+
+def test_the_hero_is_recorded_with_the_numbers_that_it_shows(finished: Finished, book: Path):
+    hero = paths.figures_dir("01_small", "cpu") / "hero.png"
+    hero.parent.mkdir(parents=True)
+    hero.write_bytes(b"drawn")
+    finished()
+    results.record("01_small", "cpu")
+    assert (book / "book/_static/hero.png").read_bytes() == b"drawn"
 
 
 def test_a_record_is_stale_once_the_source_moves_on(finished: Finished, book: Path):

@@ -14,6 +14,7 @@ from companion.data.batches import Batches
 from companion.errors import CompanionError
 from companion.seeds import generator
 from companion.train import Ensemble, TrainingDiverged, cosine, fit
+from companion.train.careful import Careful
 from companion.train.progress import progress
 
 
@@ -145,6 +146,8 @@ def test_a_killed_run_resumes_bit_identically(tmp_path, moment, reached):
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert torch.load(path, weights_only=True)["step"] == reached
     assert len(os.listdir(tmp_path)) == (2 if moment == "writing" else 1)  # the half-written one
+    for half in tmp_path.glob(".run.pt.*"):  # as it will look tomorrow: today it might be a live run's
+        os.utime(half, (0, 0))
     resumed = run(path)
     assert same(resumed, run())
     assert os.listdir(tmp_path) == ["run.pt"]
@@ -175,6 +178,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, changed, found):
     with pytest.raises(CompanionError, match=r"belongs to another run") as caught:
         run(tmp_path / "run.pt", **changed)
     assert found in str(caught.value)
+
+
+def test_a_checkpoint_of_other_clipping_is_refused_and_counts_begin_anew(tmp_path):
+    careful = Careful(torch.optim.SGD, clip=1.0, skip=1e-9, patience=70)
+    run(tmp_path / "run.pt", optimiser=careful)
+    assert int(careful.skipped) == 60
+    for other in (dict(clip=2.0), dict(skip=2e-9), dict(patience=71)):
+        changed = Careful(torch.optim.SGD, **(dict(clip=1.0, skip=1e-9, patience=70) | other))
+        with pytest.raises(CompanionError, match="careful was"):
+            run(tmp_path / "run.pt", optimiser=changed)
+    run(tmp_path / "run.pt", optimiser=careful)  # the same run, read
+    assert int(careful.skipped) == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut"])

@@ -1,5 +1,6 @@
 """A sweep loses no finished run."""
 
+import functools
 import json
 import os
 import resource
@@ -99,7 +100,9 @@ def test_a_full_disk_costs_no_finished_run(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60, hard))  # no file may grow beyond 60 bytes
     try:
-        with pytest.raises(CompanionError, match=r"cannot write .*File too large; free some space"):
+        with pytest.raises(
+            CompanionError, match=r"cannot write .*File too large; nothing was changed: free some space"
+        ):
             sweep(
                 square, [dict(c, log=os.devnull) for c in configs(tmp_path, 3)][2:], n_jobs=1, folder=tmp_path / "rows"
             )
@@ -145,6 +148,8 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
         sweep(tensor_row, [{"x": 0}], n_jobs=1)
     with pytest.raises(CompanionError, match="backend must be"):
         sweep(square, [], backend="slurm")
+    with pytest.raises(CompanionError, match="name the function"):
+        sweep(functools.partial(square), [{"x": 0}])
 
 
 def tensor_row(config):

@@ -4,7 +4,7 @@ import torch
 
 from companion.analysis.identifiability import agreement, all_pairs
 from companion.data import Batches
-from companion.models.identifiable_ica import LatentVAE, Shuffled, negative_elbo
+from companion.models.identifiable_ica import LatentVAE, WarmUp, negative_elbo
 from companion.seeds import generator
 from companion.train import Ensemble, fit
 
@@ -18,7 +18,7 @@ def vae(member):
 def train(module, seeds, device):
     x = torch.rand(2_000, PIXELS, generator=generator(0, "x")).to(device)
     u = torch.arange(2_000).to(device) % 10
-    sources = [Shuffled(Batches(x, u, batch_size=128, seed=m), STEPS) for m in seeds]
+    sources = [WarmUp(Batches(x, u, batch_size=128, seed=m), STEPS) for m in seeds]
     alone = not isinstance(module, Ensemble)
     fit(
         module.to(device),

@@ -11,7 +11,9 @@ import torch
 
 def _sequence(seed: int, purpose: tuple[str | int, ...]) -> numpy.random.SeedSequence:
     # Strings are hashed with SHA-256: Python's own hash changes from process to process.
-    words = [int.from_bytes(hashlib.sha256(repr(part).encode()).digest()[:8], "little") for part in purpose]
+    # A number of NumPy's is the number it holds.
+    parts = (part.item() if isinstance(part, numpy.generic) else part for part in purpose)
+    words = [int.from_bytes(hashlib.sha256(repr(part).encode()).digest()[:8], "little") for part in parts]
     return numpy.random.SeedSequence([seed, *words])
 
 
@@ -24,6 +26,11 @@ def generator(seed: int, *purpose: str | int, device: str | torch.device = "cpu"
 def numpy_generator(seed: int, *purpose: str | int) -> numpy.random.Generator:
     """Return the NumPy generator of the stream `purpose` under the root `seed`."""
     return numpy.random.default_rng(_sequence(seed, purpose))
+
+
+def random_state(seed: int, *purpose: str | int) -> int:
+    """Return a number from the stream `purpose`, for libraries that take a number as their seed (scikit-learn)."""
+    return int(numpy_generator(seed, *purpose).integers(2**31))
 
 
 def member_seeds(seed: int, members: int) -> list[int]:

@@ -73,13 +73,13 @@ from companion.models.identifiable_ica import (
     LatentVAE,
     PatchCoder,
     PiecewiseAffineFlow,
-    Shuffled,
+    WarmUp,
     gaussian,
     negative_elbo,
     negative_log_likelihood,
     patch_loss,
 )
-from companion.seeds import generator, member_seeds
+from companion.seeds import generator, member_seeds, numpy_generator, random_state
 from companion.train import Ensemble, cosine, fit
 from IPython.display import Markdown, display
 from scipy.linalg import eigh
@@ -190,7 +190,7 @@ def train_images(kinds, data, shape, seeds, steps, desc, labels=None):
     ).to(device)  # fmt: skip
     u = data["u"] if labels is None else labels
     sources = [
-        Shuffled(Batches(data["x"], u, batch_size=shape["batch"], seed=m), steps // 5)
+        WarmUp(Batches(data["x"], u, batch_size=shape["batch"], seed=m), steps // 5)
         for _, m in names
     ]
     fit(
@@ -267,7 +267,7 @@ axes_nulls = {
 # %% tags=["hide-input"]
 SHOWN = {"weak_out": "weak (CCA)", "affine_out": "affine", "affine_live": "affine, live latents", "strong_live": "strong, live latents"}  # fmt: skip
 fig, axis = plt.subplots(figsize=(9.6, 4.0))
-stream = np.random.default_rng(0)
+stream = numpy_generator(seed, "scatter")
 for i, score in enumerate(SHOWN):
     for j, kind in enumerate(KINDS):
         values, place = pairs(tables[kind][score]), i + 0.24 * (j - 1)
@@ -347,7 +347,7 @@ def same_law(log_prior, z):
     With z' = h(z) the model f' = f ∘ h^-1 has log p'(x) − log p(x) = log p(z') + log |det h| − log p(z): f cancels.
     """
     change, scores = 0.0, []
-    for move in (lambda v: v @ TURN.T, lambda v: sym.twist(v, RATE)):
+    for move in (lambda v: v @ TURN.T, lambda v: sym.radial_rotation(v, RATE)):
         moved = move(z)
         volume = sym.volume_change(move, z)
         change = max(change, float((log_prior(moved) + volume - log_prior(z)).abs().max()))
@@ -355,7 +355,7 @@ def same_law(log_prior, z):
     return dict(
         likelihood=change,
         mcc=scores,
-        affine=float(agreement(z, sym.twist(z, RATE))["affine_out"]),
+        affine=float(agreement(z, sym.radial_rotation(z, RATE))["affine_out"]),
         elbo=sym.diagonal_gap(torch.diag(torch.tensor([2.0, 0.5])) @ TURN.T, 1.0)
         - sym.diagonal_gap(torch.diag(torch.tensor([2.0, 0.5])), 1.0),
     )
@@ -382,7 +382,12 @@ fig, axes = plt.subplots(1, 4, figsize=(10.4, 2.9))
 bend = nonlinear_ica("tcl", dim=2, layers=2, seed=seed).mixing
 for axis, z, title in zip(
     axes,
-    (gauss_points, gauss_points @ TURN.T, sym.twist(gauss_points, RATE), bend(gauss_points)),
+    (
+        gauss_points,
+        gauss_points @ TURN.T,
+        sym.radial_rotation(gauss_points, RATE),
+        bend(gauss_points),
+    ),
     ("latents of f", "of f ∘ R⁻¹", "of f ∘ τ⁻¹", "the same data x"),
 ):
     axis.scatter(z[:, 0], z[:, 1], c=angle, cmap="twilight", s=3)
@@ -731,7 +736,9 @@ def recipes(sources, labels, x, clusters, k):
     """MCC to the sources: mixture without labels, label covariances, random groups of rows, x itself."""
     shuffled = labels[torch.randperm(len(labels), generator=generator(seed, "C8", "random", k))]
     covariances = {
-        "free": mixture_covariances(x, clusters, seed=k, starts=s.starts),
+        "free": mixture_covariances(
+            x, clusters, seed=random_state(seed, "C8", "EM", len(x.T), k), starts=s.starts
+        ),
         "labels": label_covariances(x, labels),
         "random": label_covariances(x, shuffled),
     }
@@ -759,7 +766,7 @@ def crossed(covariances, weights):
     return off_diagonal(unmixing(covariances, weights), covariances)
 
 
-solved_case = crossed(*mixture_covariances(solvable(5, 10, 0, False)[2], 10, seed=0, starts=s.starts))  # fmt: skip
+solved_case = crossed(*mixture_covariances(solvable(5, 10, 0, False)[2], 10, seed=random_state(seed, "C8", "EM", 5, 0), starts=s.starts))  # fmt: skip
 
 
 def z_of(rows, name):
@@ -793,7 +800,12 @@ for axis, points, title in (
     (axes[0], flat_x, "x = A s"),
     (
         axes[1],
-        flat_x @ unmixing(*mixture_covariances(flat_x, 4, seed=0, starts=s.starts)).T,
+        flat_x
+        @ unmixing(
+            *mixture_covariances(
+                flat_x, 4, seed=random_state(seed, "C8", "picture", "EM"), starts=s.starts
+            )
+        ).T,
         "unmixed, no labels",
     ),
     (axes[2], flat_x @ unmixing(*label_covariances(flat_x, flat_u)).T, "unmixed, labels"),
@@ -927,8 +939,8 @@ needed = 2 * latent + 1
 quarter = 0.25 / shape["clusters"]
 used = (mass >= quarter).sum(1).double() / needed
 lloyd = []
-for z in codes["vade"][:3]:
-    groups = KMeans(shape["clusters"], n_init=1, random_state=0).fit_predict(z.cpu().numpy())
+for k, z in enumerate(codes["vade"][:3]):
+    groups = KMeans(shape["clusters"], n_init=1, random_state=random_state(seed, "C3b", k)).fit_predict(z.cpu().numpy())  # fmt: skip
     lloyd.append(float((np.bincount(groups, minlength=shape["clusters"]) / len(groups) >= quarter).sum()) / needed)  # fmt: skip
 
 # %% tags=["nbval-check-output"]
@@ -1051,7 +1063,11 @@ converged = []
 def fast_ica(data, k, components, at=None):
     """Codes by FastICA of the rows `at` (default `data`); a fresh start per `k`."""
     model = FastICA(
-        components, whiten="unit-variance", random_state=k, max_iter=ITERATIONS, tol=1e-4
+        components,
+        whiten="unit-variance",
+        random_state=random_state(seed, "FastICA", k),
+        max_iter=ITERATIONS,
+        tol=1e-4,
     )
     model.fit(data.numpy())
     converged.append(model.n_iter_ < ITERATIONS)
@@ -1209,7 +1225,7 @@ def rank_correlation(shuffled=None):
 
 
 def permutation_p(observed):
-    stream = np.random.default_rng(seed)
+    stream = numpy_generator(seed, "C10b", "null")
     return float(np.mean([rank_correlation(stream) >= observed for _ in range(500)]))
 
 
@@ -1219,7 +1235,9 @@ best_gap = torch.tensor([float(flow_rows[k, "vade"]["gap"].min()) for k in range
 chapter.claim(
     "C10b",
     p_value=permutation_p(rank_correlation()),
-    control=dict(p_value=permutation_p(rank_correlation(np.random.default_rng(seed + 1)))),
+    control=dict(
+        p_value=permutation_p(rank_correlation(numpy_generator(seed, "C10b", "random order")))
+    ),
 )
 
 # %% tags=["hide-input"]
@@ -1292,7 +1310,7 @@ synth = Ensemble(
 ).to(device)  # fmt: skip
 fit(
     synth, negative_elbo,
-    [Shuffled(Batches(whitened[k], sets_of[k].u.to(device), batch_size=128, seed=m), s.synthetic_steps // 5) for k, _, m in synth_names],
+    [WarmUp(Batches(whitened[k], sets_of[k].u.to(device), batch_size=128, seed=m), s.synthetic_steps // 5) for k, _, m in synth_names],
     steps=s.synthetic_steps, lr=s.synthetic_lr, schedule=cosine, seed=[m for *_, m in synth_names], record_every=s.synthetic_steps,
     noise=lambda g, batch: torch.randn(len(batch[0]), dim, generator=g, device=device), desc="synthetic",
 )  # fmt: skip
@@ -1302,7 +1320,7 @@ def with_axes(z, components, k, groups=None):
     """Codes `z` `[rows, n]` (float64) in the axes of a mixture fitted to some rows, or of given random `groups`."""
     part = z[:: max(1, len(z) // s.axes_rows)].double()
     if groups is None:
-        covariances = mixture_covariances(part, components, seed=k)
+        covariances = mixture_covariances(part, components, seed=random_state(seed, "B6", "EM", k))
     else:
         covariances = label_covariances(
             part,
@@ -1684,7 +1702,7 @@ def axes_table(stack, source="mixture"):
     for k, z in enumerate(stack):
         part = z[: len(z) // 2][: s.axes_rows]
         if source == "mixture":
-            found_ = mixture_covariances(part, EM, seed=k)
+            found_ = mixture_covariances(part, EM, seed=random_state(seed, "B3", "EM", k))
         elif source == "classes":
             found_ = label_covariances(part, images["test_u"].cpu()[: len(part)])
         else:
@@ -1713,8 +1731,8 @@ torch.set_default_dtype(torch.float64)
 twin_means, twin_variances, _ = random_mixture(latent, EM, "B3", "twin")
 twin_x, _ = sample(twin_means, twin_variances, s.axes_rows, "B3", "twin")
 torch.set_default_dtype(torch.float32)
-on_images = np.mean([crossed(*mixture_covariances(z[: s.axes_rows], EM, seed=k)) for k, z in enumerate(parts["vade"][:3])])  # fmt: skip
-on_twin = crossed(*mixture_covariances(twin_x, EM, seed=0))
+on_images = np.mean([crossed(*mixture_covariances(z[: s.axes_rows], EM, seed=random_state(seed, "B3", "EM", k))) for k, z in enumerate(parts["vade"][:3])])  # fmt: skip
+on_twin = crossed(*mixture_covariances(twin_x, EM, seed=random_state(seed, "B3", "twin", "EM")))
 print(f"correlation left within clusters in the best common axes: images {on_images:.2f}, twin of the solvable case {on_twin:.2f}")  # fmt: skip
 for kind in KINDS:
     print(f"{NAMES[kind]}: own axes {tables[kind]['strong_live'].nanmean():.3f}, mixture {axes_gain[kind].nanmean():.3f}, classes {axes_classes[kind].nanmean():.3f}, random groups {axes_random[kind].nanmean():.3f}")  # fmt: skip

@@ -1214,12 +1214,12 @@ chapter.claim(
     "C13b",
     part=given_up(shared), single=given_up(once), gain=pixels_alone - float(distinct.mean()), nats=(shared / distinct).tolist(),
     parameters=PARAMETERS["shared"] / PARAMETERS["distinct"], rival=(once / distinct).tolist(), longer=(longer / distinct).tolist(),
-    control=dict(part=given_up(once), gain=pixels_alone - float(distinct.mean()), parameters=PARAMETERS["once"] / PARAMETERS["distinct"]),
+    control=dict(part=given_up(once), single=given_up(once), gain=pixels_alone - float(distinct.mean()), parameters=PARAMETERS["once"] / PARAMETERS["distinct"]),
 )  # fmt: skip
 chapter.claim(
     "C13c",
     gain=lower(longer - shared), mean=float((longer - shared).mean()), compute=s.apply / per_update, parameters=PARAMETERS["shared"] / PARAMETERS["longer"],
-    control=dict(gain=lower(longer - once), compute=s.apply, parameters=PARAMETERS["once"] / PARAMETERS["longer"]),
+    control=dict(gain=lower(longer - once), mean=float((longer - once).mean()), compute=s.apply, parameters=PARAMETERS["once"] / PARAMETERS["longer"]),
 )  # fmt: skip
 
 # %% [markdown]
@@ -1445,7 +1445,7 @@ chapter.claim(
 chapter.claim(
     "C10d",
     gain=lower((by_heat[1.0] - gaussian_distance) / by_heat[1.0].mean()), mean=float((1 - gaussian_distance / by_heat[1.0].mean()).mean()), elbo=float((nats["shared", "Gaussian start"] / shared).mean()),
-    control=dict(gain=lower((by_heat[1.0] - fresh[0]) / by_heat[1.0].mean()), elbo=float((again("shared", "free") / shared).mean())),
+    control=dict(gain=lower((by_heat[1.0] - fresh[0]) / by_heat[1.0].mean()), mean=float((1 - fresh[0] / by_heat[1.0].mean()).mean()), elbo=float((again("shared", "free") / shared).mean())),
 )  # fmt: skip
 
 # %% tags=["hide-input"]
@@ -1486,7 +1486,7 @@ chapter.show(
 # %% [markdown]
 # ### What the skips of a U-Net carry
 #
-# Convolutional U-Nets with average, max or strided pooling and equal parameters, trained to remove Gaussian noise. At test time the Haar detail, or the coarse part, is taken out of the finest skip, or white noise of the detail's power is added to it; the energy of the change of the output is split into bands. White change has three quarters in the finest band, which holds three quarters of the coefficients: more is asked.
+# Convolutional U-Nets with average, max or strided pooling and equal parameters, trained to remove Gaussian noise. At test time the Haar detail, or the coarse part, is taken out of the finest skip, or white noise of the detail's power is added to it; the energy of the change of the output is split into bands. The layers behind the skip share out any change of it over the bands; so the detail is held against white noise in the same skip, seed by seed.
 
 # %% tags=["hide-input"]
 unet_side = 16 if s.images != "digits" else 8
@@ -1545,7 +1545,8 @@ chapter.claim(
     **skip_measures("detail removed"),
     white=skip_measures("as much white noise")["share"],
     **{down: plain[i].sum(1).tolist() for i, down in enumerate(DOWN)},
-    control=skip_measures("as much white noise"),
+    control=skip_measures("coarse part removed")
+    | dict(white=skip_measures("as much white noise")["share"]),
 )
 
 # %% tags=["hide-input"]
@@ -1824,7 +1825,7 @@ axes[2].set(ylim=(0, 1), ylabel="accuracy of the place in a resolution")
 axes[2].set_xticks((0, 1), ["untrained", "trained"])
 axes[2].legend(fontsize=9, loc="upper left")
 for name, colour in (("once", "baseline"), ("shared", "noise"), ("distinct", "regulariser")):
-    values = scores[name]["log_ratio"][0]
+    values = scores[name]["log_variance_ratio"][0]
     places = range(len(CELLS)) if name != "once" else [i for i, step in enumerate(CELLS) if step.mixin or not i]  # fmt: skip
     axes[3].plot(places, values.mean(0), color=COLOURS[colour], marker="o", ms=4, label=name)
     axes[3].fill_between(places, values.amin(0), values.amax(0), color=COLOURS[colour], alpha=0.15, lw=0)  # fmt: skip

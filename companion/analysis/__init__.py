@@ -1,1 +1,1 @@
-"""Measuring a trained network: spectra, margins, calibration, curvature."""
+"""Measurements, of trained networks, data and runs, and the exact numbers that they are held against."""

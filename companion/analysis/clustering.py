@@ -23,7 +23,7 @@ def purity(clusters: Tensor, labels: Tensor) -> float:
 
 def hungarian_accuracy(clusters: Tensor, labels: Tensor) -> float:
     """Return the share of points right under the best one-to-one map of clusters to labels."""
-    table = contingency(clusters, labels).numpy()
+    table = contingency(clusters, labels).cpu().numpy()
     rows, columns = linear_sum_assignment(table, maximize=True)
     return float(table[rows, columns].sum()) / len(labels)
 
@@ -39,7 +39,7 @@ def nmi(clusters: Tensor, labels: Tensor) -> float:
 
 def ari(clusters: Tensor, labels: Tensor) -> float:
     """Return the adjusted Rand index: 0 on average for unrelated partitions, 1 for equal ones."""
-    return float(adjusted_rand_score(labels.numpy(), clusters.numpy()))
+    return float(adjusted_rand_score(labels.cpu().numpy(), clusters.cpu().numpy()))
 
 
 def nmi_interval(

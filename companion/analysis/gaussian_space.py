@@ -28,7 +28,7 @@ def hermite(z: Tensor, degree: int) -> Tensor:
 
 def ornstein_uhlenbeck(function: Function, rho: float, u: Tensor, nodes: int = 120) -> Tensor:
     """Return (U_ρ f)(u) = E f(ρu + √(1 − ρ²) ε) for a function of one variable, by quadrature, shaped as `u`."""
-    z, w = gauss_hermite(nodes)
+    z, w = (part.to(u.device) for part in gauss_hermite(nodes))
     return function(rho * u[..., None] + (1 - rho**2) ** 0.5 * z) @ w
 
 

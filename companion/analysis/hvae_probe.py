@@ -22,18 +22,19 @@ def evaluate(
     """Return per member, over `draws` posterior passes of images x in [−1, 1] (equal noise for all members):
 
     `elbo` `[members]`, mean negative ELBO in nats per image; `weighted` `[members]`, the importance-weighted bound of
-    all draws; `kl`, `log_ratio` and `price` `[members, cells]`. `options` go to `HVAE.descend`.
+    all draws; `kl`, `log_variance_ratio` and `price` `[members, cells]`. `options` go to `HVAE.descend`.
     """
     stream = generator(seed, "evaluate", device=x.device)
-    totals: dict[str, list[Tensor]] = {"elbo": [], "weights": [], "kl": [], "log_ratio": [], "price": []}
+    totals: dict[str, list[Tensor]] = {"elbo": [], "weights": [], "kl": []}
+    totals |= {"log_variance_ratio": [], "price": []}
     for _ in range(draws):
         noise = torch.randn(len(x), noise_size, generator=stream, device=x.device)
 
         def one(member: HVAE, noise: Tensor = noise) -> tuple[Tensor, ...]:
             trace = member(x, noise, record=True, **options)
             misfit = likelihood(trace.output, x)
-            per_cell = (trace.kl.mean(1), trace.log_ratio.mean(1), trace.price.mean(1))
-            return misfit + trace.kl.sum(0), -misfit - trace.surprise.sum(0), *per_cell
+            per_cell = (trace.kl.mean(1), trace.log_variance_ratio.mean(1), trace.price.mean(1))
+            return misfit + trace.kl.sum(0), -misfit - trace.log_ratio.sum(0), *per_cell
 
         with torch.no_grad():
             for kept, value in zip(totals.values(), members.call(one), strict=True):
@@ -44,7 +45,7 @@ def evaluate(
         "elbo": stacked["elbo"].mean((0, 2)),
         "weighted": weighted.mean(1),
         "kl": stacked["kl"].mean(0),
-        "log_ratio": stacked["log_ratio"].mean(0),
+        "log_variance_ratio": stacked["log_variance_ratio"].mean(0),
         "price": stacked["price"].mean(0),
     }
 

@@ -57,12 +57,12 @@ def unmixing(covariances: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def off_diagonal(w: Tensor, covariances: Tensor) -> float:
-    """Return the root mean square off-diagonal correlation of W Σ_k Wᵀ over k."""
+    """Return the root mean square correlation off the diagonal of W Σ_k Wᵀ: `w` `[n, n]`, `covariances` `[k, n, n]`."""
     turned = w @ covariances @ w.mT
     scale = turned.diagonal(dim1=-2, dim2=-1).sqrt()
     correlation = turned / (scale[:, :, None] * scale[:, None, :])
     n = correlation.shape[-1]
-    off = correlation - torch.eye(n, dtype=w.dtype)
+    off = correlation - torch.eye(n, dtype=w.dtype, device=w.device)
     return float((off.square().sum((1, 2)) / (n * (n - 1))).mean().sqrt())
 
 
@@ -70,13 +70,15 @@ def label_covariances(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return covariance `[k, n, n]` and share `[k]` of every label with more than 2n rows of `x` `[rows, n]`."""
     groups = [x[labels == k].double() for k in labels.unique()]
     groups = [g for g in groups if len(g) > 2 * x.shape[1]]
-    return torch.stack([torch.atleast_2d(torch.cov(g.mT)) for g in groups]), torch.tensor(
-        [len(g) / len(x) for g in groups]
-    )
+    shares = torch.tensor([len(g) / len(x) for g in groups], device=x.device)
+    return torch.stack([torch.atleast_2d(torch.cov(g.mT)) for g in groups]), shares
 
 
 def mixture_covariances(x: Tensor, components: int, *, seed: int, starts: int = 1) -> tuple[Tensor, Tensor]:
-    """Return covariances `[k, n, n]` and weights `[k]` of a full Gaussian mixture fitted to `x` by EM, no labels."""
+    """Return covariances `[k, n, n]` and weights `[k]` of a full Gaussian mixture fitted to `x` by EM, no labels.
+
+    scikit-learn draws its start from the number `seed`: take one of a stream, `companion.seeds.random_state`.
+    """
     model = GaussianMixture(components, n_init=starts, random_state=seed, reg_covar=1e-6, max_iter=100)
-    model.fit(x.double().numpy())
+    model.fit(x.double().cpu().numpy())
     return torch.from_numpy(model.covariances_), torch.from_numpy(model.weights_)

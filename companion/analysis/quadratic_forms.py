@@ -62,7 +62,7 @@ def linear_margin(
         return quadratic_cdf(r.square()[:, None].expand_as(t), weights.expand_as(shift), shift, terms=300)
 
     def margin(c: Tensor) -> Tensor:
-        low = torch.zeros(c.shape[:-1], dtype=c.dtype)
+        low = torch.zeros(c.shape[:-1], dtype=c.dtype, device=c.device)
         # One shifted coordinate alone beyond r + 1.5 of its noise decides, whatever the others do.
         largest = (torch.einsum("bij,bkj->bki", to_shift, c) * scale[:, None]).abs().amax(-1)
         high = (r[:, None] + 1.5 * scale.amax(-1, keepdim=True)) / largest
@@ -72,8 +72,9 @@ def linear_margin(
             low, high = torch.where(robust, middle, low), torch.where(robust, high, middle)
         return low
 
-    unit = torch.eye(n, dtype=decoder.dtype).expand(len(r), n, n)
-    random = torch.randn(len(r), starts, n, generator=generator, dtype=decoder.dtype)
+    unit = torch.eye(n, dtype=decoder.dtype, device=decoder.device).expand(len(r), n, n)
+    shape, home = (len(r), starts, n), generator.device
+    random = torch.randn(shape, generator=generator, dtype=decoder.dtype, device=home).to(decoder.device)
     c = torch.nn.functional.normalize(torch.cat([unit, random], 1), dim=-1)
     best = margin(c)
     for _ in range(rounds):

@@ -41,7 +41,10 @@ def log_evidence(z: Tensor, mixing: Tensor, noise: float, rho: float, *, points:
 
 
 def unmixing_kl(matrix: Tensor, true_rho: float, model_rho: float, *, points: int = 601) -> float:
-    """Return KL(data || model), nats, where u = `matrix` s `[2, 2]` of true sources s is modelled by GG(model_rho)."""
+    """Return KL(data || model) in nats, where u = `matrix` s is modelled by GG(model_rho), s by GG(true_rho).
+
+    `matrix` is `[2, 2]`.
+    """
     nodes, weights = plane(_reach(true_rho), points)
     density = gg_log_prob(nodes, true_rho).sum(-1)
     model = gg_log_prob(nodes @ matrix.mT, model_rho).sum(-1)
@@ -119,7 +122,7 @@ def prior_posterior_kl(rho: int) -> tuple[float, float]:
     return float(values[best]), float(scales[best])
 
 
-def twist(s: Tensor, strength: float) -> Tensor:
+def copula_rotation(s: Tensor, strength: float) -> Tensor:
     """Mix two Laplace sources `[n, 2]` by a smooth bijection that keeps their joint density: no likelihood sees it.
 
     Made Gaussian one by one, turned by an angle `strength` times the radius (which keeps volume and density), and back.

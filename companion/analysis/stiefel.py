@@ -16,13 +16,13 @@ def distance(matrix: Tensor) -> Tensor:
 
 
 def defect(matrix: Tensor) -> Tensor:
-    """Return ‖G Gᵀ − I‖_F `[...]`."""
+    """Return the defect ‖G Gᵀ − I‖_F `[...]` of `matrix` G `[..., k, d]`."""
     gram = matrix @ matrix.mT
-    return torch.linalg.matrix_norm(gram - torch.eye(gram.shape[-1]).to(gram))
+    return torch.linalg.matrix_norm(gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
 
 
 def distance_bounds(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lower and the upper bound of `distance` that the defect and the extreme singular values give."""
+    """Return bounds `[...]` of `distance`, lower and upper: the defect over 1 + largest, smallest singular value."""
     values, size = torch.linalg.svdvals(matrix), defect(matrix)
     return size / (1 + values.amax(-1)), size / (1 + values.amin(-1))
 
@@ -33,7 +33,7 @@ def expected_square_defect(rows: int, columns: int, kurtosis: float) -> float:
 
 
 def participation_ratio(covariance: Tensor) -> float:
-    """Return (tr C)² / ‖C‖²: how many directions carry the variance."""
+    """Return (tr C)² / ‖C‖_F² of a covariance C `[d, d]`: how many directions carry the variance, 1 to d."""
     return float(covariance.trace().square() / covariance.square().sum())
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 
-def twist(z: Tensor, rate: float) -> Tensor:
+def radial_rotation(z: Tensor, rate: float) -> Tensor:
     """Rotate the first two coordinates of `z` `[..., n]` by the angle `rate` · (their squared radius).
 
     It preserves volume and radius, hence N(0, I), and no linear map undoes it.
@@ -24,7 +24,7 @@ def diagonal_gap(weight: Tensor, variance: float) -> float:
 
     The posterior precision is Λ = I + WᵀW / `variance`; the best q has variances 1 / Λ_ii: ½ (Σ log Λ_ii − log det Λ).
     """
-    precision = torch.eye(weight.shape[1], dtype=weight.dtype) + weight.mT @ weight / variance
+    precision = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device) + weight.mT @ weight / variance
     return float(0.5 * (precision.diagonal().log().sum() - torch.linalg.slogdet(precision)[1]))
 
 

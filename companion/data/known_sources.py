@@ -15,13 +15,6 @@ def fold(y: Tensor, strength: float) -> Tensor:
     return torch.cat([first + strength * (3 * second).sin(), second], 1)
 
 
-def unfold(y: Tensor, strength: float) -> Tensor:
-    """Undo `fold`."""
-    first, second = y.chunk(2, 1)
-    first = first - strength * (3 * second).sin()
-    return torch.cat([first, second - strength * (3 * first).sin()], 1)
-
-
 def bent_mixture(sources: Tensor, size: int, *, noise: float, strength: float, seed: int, draw: str) -> Tensor:
     """Return x `[n, size]`: a noisy orthonormal mixture of `sources` through two rotated folds, a known bijection.
 

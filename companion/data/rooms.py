@@ -9,8 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-FACTORS = ("shape", "scale", "orientation", "floor", "wall", "object")
-SIZES = (4, 8, 15, 10, 10, 10)
+SIZES = (4, 8, 15, 10, 10, 10)  # of the factors, in the order above
 SIDE = 32
 _STEPS = 24  # of sphere tracing: a ray that grazes the object and has not arrived by then passes it
 
@@ -99,7 +98,7 @@ class Rooms:
         return math.prod(SIZES)
 
     def factors(self, indices: Tensor) -> Tensor:
-        """Return the factor values `[n, 6]` (int64, order of `FACTORS`) of grid `indices` `[n]`."""
+        """Return the factor values `[n, 6]` (int64, in the order given above) of grid `indices` `[n]`."""
         strides = torch.tensor([math.prod(SIZES[k + 1 :]) for k in range(len(SIZES))])
         return indices[:, None] // strides % torch.tensor(SIZES)
 

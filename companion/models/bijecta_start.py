@@ -7,14 +7,13 @@ of their independent ones ("ica"). To a Gaussian eye these three are equally lik
 
 from typing import Any
 
-import numpy
 import torch
 from sklearn.decomposition import FastICA
 from torch import Tensor
 
 from companion.models.bijective_ica import Bijecta, gg_variance
 from companion.nn.spline_flows import Flow
-from companion.seeds import generator
+from companion.seeds import generator, numpy_generator
 
 STARTS = ("sketch", "random", "pca", "ica")
 
@@ -33,7 +32,7 @@ def components(x: Tensor, start: str, sources: int, *, seed: int) -> Tensor:
         return torch.linalg.qr(mix)[0] @ rows.cpu()
     if start == "ica":
         leading = ((x - x.mean(0)).double() @ rows[:sources].mT).cpu().numpy()
-        first = numpy.random.RandomState(seed).normal(size=(sources, sources))
+        first = numpy_generator(seed, "fastica").normal(size=(sources, sources))
         turn = FastICA(whiten=False, fun="cube", max_iter=1000, tol=1e-3, w_init=first).fit(leading).components_
         rows[:sources] = torch.as_tensor(turn) @ rows[:sources].cpu()
     elif start != "pca":

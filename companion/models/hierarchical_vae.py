@@ -8,22 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from companion.models.hvae_cell import Block, Cell, Gaussian, conv, full_precision, kl, surprise
+from companion.models.hvae_cell import Block, Cell, Gaussian, conv, full_precision, kl, log_ratio
 from companion.models.layer_strings import Step, parse, residual_scale, wide
 
 
 class Trace(NamedTuple):
     """A pass through the decoder: output, KL per cell `[cells, batch]`, and with `record` what else it met.
 
-    `surprise`: log q(z) − log p(z) at the sample, per cell `[cells, batch]`; `log_ratio`: mean of log σ_q²/σ_p² per
-    cell `[cells, batch]`; `price`: nats of the KL that are due to unequal variances; `entries`, `states`: the
-    state that enters and leaves each cell.
+    `log_ratio`: log q(z) − log p(z) at the sample, per cell `[cells, batch]`; `log_variance_ratio`: mean of
+    log σ_q²/σ_p² per cell `[cells, batch]`; `price`: nats of the KL that are due to unequal variances; `entries`,
+    `states`: the state that enters and leaves each cell.
     """
 
     output: Tensor
     kl: Tensor
-    surprise: Tensor
     log_ratio: Tensor
+    log_variance_ratio: Tensor
     price: Tensor
     entries: list[Tensor]
     states: list[Tensor]
@@ -63,7 +63,7 @@ class HVAE(nn.Module):
         channels: int = 1,
         outputs: int = 1,
         patch: int = 1,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator,
         keep: bool | None = None,
         normalise: bool | None = None,
         clock: bool | None = None,
@@ -75,14 +75,15 @@ class HVAE(nn.Module):
         last: float | None = None,
     ) -> None:
         super().__init__()
-        generator = generator or torch.Generator()
         self.up_path, self.down_path = parse(encoder), parse(decoder)
         self.width, self.latents, self.patch = width, latents, patch
         self.resolutions = sorted({step.resolution for step in self.down_path})
         inputs = channels * (1 if fourier is None else 1 + 2 * len(FREQUENCIES))
         self.stem = conv(inputs * patch**2, width, 3, generator=generator)
         self.enlarge = nearest
-        scales = [last or residual_scale(path, naive=naive_scale) for path in (self.up_path, self.down_path)]
+        scales = [
+            residual_scale(path, naive=naive_scale) if last is None else last for path in (self.up_path, self.down_path)
+        ]
         self.blocks = nn.ModuleList(
             Block(width, middle, width, wide=w, last=scales[0], generator=generator) for w in wide(self.up_path)
         )
@@ -117,7 +118,7 @@ class HVAE(nn.Module):
         return [self.latents * s.resolution**2 for s in path] + ([self.width] if self.first is not None else [])
 
     def encode(self, x: Tensor) -> dict[int, list[Tensor]]:
-        """Return the activations of the encoder's blocks, by resolution and in their order."""
+        """Return the activations `[batch, width, r, r]` of the encoder's blocks, by resolution r and in their order."""
         if self.fourier is not None:
             waves = [wave(math.pi * k * x) for k in FREQUENCIES for wave in (torch.sin, torch.cos)]
             x = torch.cat([x, *(self.fourier * wave for wave in waves)], 1)
@@ -144,8 +145,9 @@ class HVAE(nn.Module):
         path: Sequence[Step] | None = None,
         record: bool = False,
     ) -> Trace:
-        """Return one pass through the cells, of the posterior; without skips of the prior.
+        """Return one pass through the cells, of the posterior; without `skips`, those of `encode`, of the prior.
 
+        `noise` is standard normal, `[batch, noise_size]`, for a `path` of its own as long as that path needs.
         `temperature` (one, or one per cell) multiplies the prior's standard deviations, `scale` the state that enters
         a cell; `path` replaces the trained applications by others of the same cells.
         """
@@ -153,7 +155,7 @@ class HVAE(nn.Module):
         parts = list(noise.split(self._noise_sizes(path), 1))
         heat = torch.as_tensor(temperature, dtype=noise.dtype, device=noise.device).expand(len(path)).log()
         states: dict[int, Tensor] = {}
-        rates, surprises, ratios, prices, entries, exits = [], [], [], [], [], []
+        rates, log_ratios, variances, prices, entries, exits = [], [], [], [], [], []
         extra = None
         if self.first is not None and self.start is not None:
             r = self.resolutions[0]
@@ -187,18 +189,18 @@ class HVAE(nn.Module):
                 entries.append(entered)
                 exits.append(x)
             if record and skips is not None:
-                surprises.append((noisy * surprise(near, prior, eps)).flatten(1).sum(1))
+                log_ratios.append((noisy * log_ratio(near, prior, eps)).flatten(1).sum(1))
                 ratio = 2 * (posterior.log_std - prior.log_std)
-                ratios.append(ratio.flatten(1).mean(1))
+                variances.append(ratio.flatten(1).mean(1))
                 prices.append((noisy * 0.5 * (ratio.exp() - 1 - ratio)).flatten(1).sum(1))
         output = self.head(states[self.resolutions[-1]] * self.gain + self.shift)
         if self.patch > 1:
             output = functional.pixel_shuffle(output, self.patch)
         if extra is not None and skips is not None:
             rates[0] = rates[0] + extra[0]
-            surprises[:1] = [value + extra[1] for value in surprises[:1]]
+            log_ratios[:1] = [value + extra[1] for value in log_ratios[:1]]
         none = noise.new_zeros(len(path), len(noise))
-        stacks = (torch.stack(rows) if rows else none for rows in (rates, surprises, ratios, prices))
+        stacks = (torch.stack(rows) if rows else none for rows in (rates, log_ratios, variances, prices))
         one, two, three, four = stacks
         return Trace(full_precision(output), one, two, three, four, entries, exits)
 
@@ -230,7 +232,7 @@ class HVAE(nn.Module):
         prior = law = Gaussian(torch.zeros_like(eps), torch.zeros_like(eps))
         if skips is not None:
             law = Gaussian(*map(full_precision, self.first(skips[r][-1].mean((2, 3), keepdim=True)).chunk(2, 1)))
-        costs = [self.start * cost.flatten(1).sum(1) for cost in (kl(law, prior), surprise(law, prior, eps))]
+        costs = [self.start * cost.flatten(1).sum(1) for cost in (kl(law, prior), log_ratio(law, prior, eps))]
         return (law.mean + law.log_std.exp() * eps).expand(-1, -1, r, r), costs
 
 
@@ -240,7 +242,8 @@ FREQUENCIES = (1, 2)  # of the Fourier features, in half turns per unit of inten
 def parameter_count(encoder: str, decoder: str, **options: Any) -> int:
     """Return the number of parameters of `HVAE(encoder, decoder, **options)` without allocating any."""
     with torch.device("meta"):
-        return sum(p.numel() for p in HVAE(encoder, decoder, **options).parameters())
+        network = HVAE(encoder, decoder, generator=torch.Generator(), **options)  # which nothing is drawn from
+        return sum(p.numel() for p in network.parameters())
 
 
 def nearest(x: Tensor, factor: int) -> Tensor:

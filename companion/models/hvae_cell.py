@@ -85,7 +85,10 @@ class Cell(nn.Module):
             self.lift.weight.mul_(scale)
 
     def laws(self, x: Tensor, skip: Tensor | None) -> tuple[Gaussian, Gaussian, Tensor]:
-        """Return prior, posterior (the prior again without a skip) and u, all at the state before u is added."""
+        """Return prior, posterior (the prior again without a skip) and drift u, all at x before u is added.
+
+        x and `skip` are `[batch, width, r, r]`; the laws' moments `[batch, latents, r, r]`, u as x.
+        """
         mean, log_std, drift = self.prior(x).split(self.sizes, 1)
         prior = Gaussian(full_precision(mean), full_precision(log_std))
         if skip is None:
@@ -102,7 +105,10 @@ class Cell(nn.Module):
         keep: Tensor | None = None,
         told: Tensor | None = None,
     ) -> Tensor:
-        """Return the next state; `keep` = 0 replaces the state at both half steps, `told` is added to what R reads."""
+        """Return the next state, as x `[batch, width, r, r]`, for `drift` u and a sample z `[batch, latents, r, r]`.
+
+        `keep` = 0 replaces the state at both half steps, `told` is added to what R reads.
+        """
         lifted = self.lift(z.to(x.dtype))
         if time != 1 and self.lift.bias is not None:  # the bias of W belongs to the drift
             lifted = lifted - (1 - time) * self.lift.bias[:, None, None]
@@ -117,7 +123,7 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def surprise(q: Gaussian, p: Gaussian, eps: Tensor) -> Tensor:
+def log_ratio(q: Gaussian, p: Gaussian, eps: Tensor) -> Tensor:
     """Return log q(z) − log p(z) at z = mean + std·eps of q, element by element."""
     away = (q.mean - p.mean + q.log_std.exp() * eps) * (-p.log_std).exp()
     return 0.5 * (away.square() - eps.square()) + p.log_std - q.log_std

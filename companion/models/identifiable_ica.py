@@ -12,13 +12,13 @@ that all kinds and seeds train as one Ensemble:
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu, one_hot, softplus
+from torch.nn.functional import one_hot, softplus
 
+from companion.nn.gaussian_vae import mlp
 from companion.nn.mixture_prior import MixturePrior
 
 Kind = Literal["vae", "vade", "label", "ivae"]
@@ -29,25 +29,6 @@ LOG_2PI = math.log(2 * math.pi)
 def gaussian(z: Tensor, mean: Tensor | float, variance: Tensor) -> Tensor:
     """Return log N(z; mean, diag variance) in nats, summed over the last axis."""
     return -0.5 * ((z - mean).square() / variance + variance.log() + LOG_2PI).sum(-1)
-
-
-class MLP(nn.Module):
-    """Linear layers of `sizes` with leaky ReLUs of slope 0.1 between them, as in the released networks."""
-
-    def __init__(self, sizes: Sequence[int], *, generator: torch.Generator) -> None:
-        super().__init__()
-        layers = [nn.Linear(i, o) for i, o in pairwise(sizes)]
-        for layer in layers:
-            bound = layer.in_features**-0.5  # PyTorch's default, drawn from our own stream
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[..., in]` to `[..., out]`."""
-        for layer in self.layers[:-1]:
-            x = leaky_relu(layer(x), 0.1)
-        return self.layers[-1](x)
 
 
 class LatentPrior(nn.Module):
@@ -80,6 +61,7 @@ class LatentPrior(nn.Module):
 class LatentVAE(nn.Module):
     """q(z|x) = N(m, diag v), v = softplus, and a decoder of the `kind`'s latents; see the module for the kinds.
 
+    Both networks have leaky ReLUs of slope 0.1 between linear layers, as in the released ones.
     `noise` is the standard deviation of a Gaussian likelihood; 0 means Bernoulli with logits.
     """
 
@@ -98,8 +80,8 @@ class LatentVAE(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.encoder = MLP((observed + labels, *hidden, 2 * latent), generator=generator)
-        self.decoder = MLP((latent, *reversed(hidden), observed), generator=generator)
+        self.encoder = mlp((observed + labels, *hidden, 2 * latent), "leaky_relu", generator=generator)
+        self.decoder = mlp((latent, *reversed(hidden), observed), "leaky_relu", generator=generator)
         self.prior = LatentPrior(kind, clusters, latent, generator=generator)
         self.register_buffer("sees", torch.tensor(float(kind == "ivae")))
         self.labels, self.noise = labels, noise
@@ -134,8 +116,8 @@ def negative_elbo(vae: Any, batch: tuple[Tensor, ...], noise: Tensor, _hyper: Ma
     return warm * kl - likelihood, {"likelihood": likelihood, "kl": kl}
 
 
-class Shuffled:
-    """Batches `(x, u, w)` in an order of their own, w rising to 1 over `warm` steps: a KL warm-up."""
+class WarmUp:
+    """Batches `(x, u, w)` of a source of (x, u), the KL's weight w rising to 1 over the first `warm` steps."""
 
     def __init__(self, source: Any, warm: int) -> None:
         self.source, self.warm = source, max(1, warm)
@@ -197,8 +179,8 @@ class PatchCoder(nn.Module):
         self, relaxed: bool, patch: int, hidden: int, dim: int, *, codes: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.encoder = MLP((patch, hidden, dim), generator=generator)
-        self.decoder = MLP((dim, hidden, patch), generator=generator)
+        self.encoder = mlp((patch, hidden, dim), "leaky_relu", generator=generator)
+        self.decoder = mlp((dim, hidden, patch), "leaky_relu", generator=generator)
         self.codebook = nn.Parameter(torch.randn(codes, dim, generator=generator))
         self.register_buffer("relaxed", torch.tensor(float(relaxed)))
 

@@ -37,7 +37,7 @@ def gaussian_source_kl(mean: Tensor, variance: Tensor, rho: int) -> Tensor:
 
 def cayley(free: Tensor) -> Tensor:
     """Return the rotation (I + S)⁻¹(I − S) of S = M − Mᵀ, for any square M `[k, k]`: no eigenvalue is −1."""
-    skew, eye = free - free.mT, torch.eye(len(free)).to(free)
+    skew, eye = free - free.mT, torch.eye(len(free), dtype=free.dtype, device=free.device)
     return torch.linalg.solve(eye + skew, eye - skew)
 
 

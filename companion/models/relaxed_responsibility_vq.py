@@ -79,7 +79,7 @@ class Block(nn.Module):
 class Layer(nn.Module):
     """One stochastic layer: heads of prior and posterior, codebook(s), and the way of the code back into the state.
 
-    Without `shared` the prior has a codebook of its own; with `values` a table is passed on in place of the means.
+    Without `shared` the prior has a codebook of its own.
     """
 
     pool: Tensor
@@ -90,7 +90,6 @@ class Layer(nn.Module):
         place: int,
         *,
         shared: bool = True,
-        values: bool = False,
         generator: torch.Generator,
         **options: Any,
     ) -> None:
@@ -102,7 +101,6 @@ class Layer(nn.Module):
         self.register_buffer("spread", (self.pool > 0).float().T.contiguous())
         self.codebook = Codebook(shape.codes, dim, generator=generator, **options)
         self.prior_codebook = None if shared else Codebook(shape.codes, dim, generator=generator, **options)
-        self.table = nn.Parameter(torch.randn(shape.codes, dim, generator=generator)) if values else None
         # Residual branches shrink with depth, priors start broad and posteriors apart from them
         depth = len(shape.layers)
         self.prior = None if self.top else _linear(width, groups * dim, generator, gain=0.1)
@@ -139,8 +137,7 @@ class Layer(nn.Module):
 
     def push(self, u: Tensor, z: Tensor) -> Tensor:
         """Return the state after the code `z` `[batch, slots, K]` has entered it."""
-        means = self.codebook.mean if self.table is None else self.table
-        return self.push_vector(u, z @ means)
+        return self.push_vector(u, z @ self.codebook.mean)
 
     def push_vector(self, u: Tensor, e: Tensor) -> Tensor:
         """Return the state after the vectors `e` `[batch, slots, d]` have entered it."""

@@ -14,7 +14,19 @@ from companion.nn.codebooks import one_hot, squared_distances
 
 
 class QuantisedVAE(Ladder):
-    """A ladder of one layer whose code is the nearest one; the prior is uniform, so that its rate is M log K."""
+    """A ladder of one layer whose code is the nearest one; the prior is uniform, so that its rate is M log K.
+
+    `counts` and `sums`, of which the codes are ratios, are buffers: a checkpoint holds them.
+    """
+
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        (layer,) = self.layers
+        self.register_buffer("counts", torch.zeros_like(layer.codebook.mean[..., 0]))
+        self.register_buffer("sums", torch.zeros_like(layer.codebook.mean))
 
     def quantise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return outputs, h `[batch, slots, d]`, the nearest codes one-hot; gradients pass straight through to h."""
@@ -46,8 +58,8 @@ class MovingAverageCodes:
     def __init__(self, source: Any, ensemble: Any, decay: float = 0.98) -> None:
         self.source, self.ensemble, self.decay = source, ensemble, decay
         (self.codes,) = (p for name, p in ensemble.named_parameters() if name.endswith("codebook.mean"))
-        self.counts = torch.zeros_like(self.codes[..., 0])
-        self.sums = torch.zeros_like(self.codes)
+        (self.counts,) = (b for name, b in ensemble.named_buffers() if name.endswith("counts"))
+        (self.sums,) = (b for name, b in ensemble.named_buffers() if name.endswith("sums"))
 
     @torch.no_grad()
     def batch(self, step: int) -> tuple[Tensor, ...]:
@@ -61,7 +73,7 @@ class MovingAverageCodes:
         idle |= torch.tensor(step == 0, device=x.device)
         fresh = h[:, :: max(1, h.shape[1] // codes)][:, :codes]  # spread over the images of the batch
         share = h.shape[1] / codes
-        self.counts = torch.where(idle, share, self.counts)
-        self.sums = torch.where(idle[..., None], share * fresh, self.sums)
+        self.counts.copy_(torch.where(idle, share, self.counts))
+        self.sums.copy_(torch.where(idle[..., None], share * fresh, self.sums))
         self.codes.copy_(self.sums / self.counts[..., None])
         return (x,)

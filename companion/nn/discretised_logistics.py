@@ -10,12 +10,23 @@ def logistic_outputs(channels: int, mixtures: int) -> int:
     return mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
 
 
+def log_bin(low: Tensor, high: Tensor, width: Tensor, *, first: Tensor, last: Tensor) -> Tensor:
+    """Return the log mass of a standard logistic between `low` and `high` = `low` + `width`, all of one shape.
+
+    Where `first` the bin is open below, where `last` above. σ(high) − σ(low) = σ(high) σ(−low) (1 − exp(low − high)),
+    exact where PixelCNN++ changes to a density.
+    """
+    below, above = logsigmoid(high), logsigmoid(-low)
+    inside = below + above + (-torch.expm1(-width)).log()
+    return torch.where(first, below, torch.where(last, above, inside))
+
+
 def logistics(outputs: Tensor, x: Tensor, *, mixtures: int = 10, levels: int = 256) -> Tensor:
     """Return −log p(x) `[batch]` in nats of images `[batch, c, h, w]` of `levels` intensities, scaled to [−1, 1].
 
     Each pixel is a mixture of discretised logistics with bins of half width 1/(levels − 1); a colour's mean moves by
-    tanh(coupling) times the colours before it. The first and last bins take the tails. The mass of a bin is written as
-    a product, exact where PixelCNN++ changes to a density. Source: Salimans et al. 2017, arXiv 1701.05517.
+    tanh(coupling) times the colours before it. The first and last bins take the tails.
+    Source: Salimans et al. 2017, arXiv 1701.05517.
     """
     half = 1 / (levels - 1)
     channels = x.shape[1]
@@ -29,8 +40,6 @@ def logistics(outputs: Tensor, x: Tensor, *, mixtures: int = 10, levels: int = 2
         used += channel
     centred = pixels - torch.stack(shifted, 1)
     high, low = inverse * (centred + half), inverse * (centred - half)
-    below, above = logsigmoid(high), logsigmoid(-low)
-    # σ(high) − σ(low) = σ(high) σ(−low) (1 − exp(low − high))
-    inside = below + above + (-torch.expm1(-2 * half * inverse)).log()
-    log_bins = torch.where(pixels < -1 + half / 2, below, torch.where(pixels > 1 - half / 2, above, inside))
+    ends = {"first": pixels < -1 + half / 2, "last": pixels > 1 - half / 2}
+    log_bins = log_bin(low, high, 2 * half * inverse, **ends)
     return -(log_bins.sum(1) + logits[:, 0].log_softmax(1)).logsumexp(1).flatten(1).sum(1)

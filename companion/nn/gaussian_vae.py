@@ -4,14 +4,18 @@ All data are flat, `[batch, d]`; a convolutional network reshapes inside. Every 
 a VAE uses two methods only: `encode(x) -> (mean, std)` and `decode(z) -> g(z)`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+from companion.nn.initial import default_init
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.1),
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
     "softplus": nn.Softplus,
@@ -111,11 +115,5 @@ def _halved(image: tuple[int, int, int], channels: Sequence[int]) -> tuple[int, 
 
 
 def _initialised(network: nn.Sequential, generator: torch.Generator) -> nn.Sequential:
-    # PyTorch's default, uniform within 1/√fan_in, drawn from our own stream.
-    for layer in network:
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            bound = layer.weight[0].numel() ** -0.5
-            for tensor in (layer.weight, layer.bias):
-                assert tensor is not None  # every layer above has a bias
-                nn.init.uniform_(tensor, -bound, bound, generator=generator)
+    default_init(network, generator)
     return network

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from companion.nn.discretised_logistics import log_bin
+
 
 class PixelLikelihood(Protocol):
     """What the ladder needs of a likelihood."""
@@ -50,7 +52,7 @@ class Levels:
     def mean(self, out: Tensor) -> Tensor:
         """Return the mean image `[..., pixels]` in levels."""
         probs = out.unflatten(-1, (-1, self.outputs)).softmax(-1)
-        return probs @ torch.arange(self.outputs).to(probs)
+        return probs @ torch.arange(self.outputs, device=probs.device).to(probs.dtype)
 
 
 class LogisticMixture:
@@ -65,7 +67,7 @@ class LogisticMixture:
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight, place, scale = out.unflatten(-1, (-1, 3, self.components)).unbind(-2)
-        spread = torch.linspace(-0.8, 0.8, self.components).to(out)
+        spread = torch.linspace(-0.8, 0.8, self.components, device=out.device).to(out.dtype)
         half = (self.levels - 1) / 2
         # In levels: places start spread over the range, scales at a tenth of it and never below a quarter of a level.
         scale = scale.clamp(-6, 6).exp() * self.levels / 10
@@ -76,13 +78,8 @@ class LogisticMixture:
         weight, place, scale = self._parts(out)
         level = x[..., None].to(out)
         upper, lower = (level + 0.5 - place) / scale, (level - 0.5 - place) / scale
-        # log(sig(upper) − sig(lower)), without cancellation in either tail
-        inner = (
-            nn.functional.logsigmoid(upper) + nn.functional.logsigmoid(-lower) + torch.log(-torch.expm1(-(1 / scale)))
-        )
-        inside = torch.where(level > self.levels - 1.5, nn.functional.logsigmoid(-lower), inner)
-        inside = torch.where(level < 0.5, nn.functional.logsigmoid(upper), inside)
-        return (weight + inside).logsumexp(-1)
+        mass = log_bin(lower, upper, 1 / scale, first=level < 0.5, last=level > self.levels - 1.5)
+        return (weight + mass).logsumexp(-1)
 
     def mean(self, out: Tensor) -> Tensor:
         """Return the mean of the components' places `[..., pixels]` in levels, each cut to the range."""

@@ -60,7 +60,7 @@ class Squeeze(nn.Module):
         return y.flatten(3), x.new_zeros(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Undo `forward`."""
+        """Return the image `[batch, 2h, 2w, c / 4]` that was squeezed into `y` `[batch, h, w, c]`."""
         return y.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
@@ -114,7 +114,7 @@ class Mix(nn.Module):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return the unit lower and the upper triangular factor `[c, c]`."""
-        lower = self.lower.tril(-1) + torch.eye(len(self.lower)).to(self.lower)
+        lower = self.lower.tril(-1) + torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
         return lower, self.upper.triu(1) + torch.diag_embed(self.sign * self.log_size.exp())
 
     def matrix(self) -> Tensor:
@@ -129,7 +129,7 @@ class Mix(nn.Module):
         return mixed, (self.log_size.sum() * (x.shape[1] * x.shape[2])).expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Undo `forward`."""
+        """Return the image whose channels were mixed into those of `y` `[batch, h, w, c]`, of the same shape."""
         return torch.linalg.solve(self.matrix(), y.mT).mT
 
 

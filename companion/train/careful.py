@@ -17,20 +17,29 @@ class Careful:
     Per member (of an Ensemble of `members`; None: one model), the gradient is scaled to an L2 norm of at most `clip`;
     where it exceeds `skip`, or is not finite, that member's weights and moments stay as they were. After `patience`
     skips in a row the update is taken, clipped: a threshold below every norm would stop training for ever; one that
-    is still not finite then raises TrainingDiverged. The counts are not part of a checkpoint.
+    is still not finite then raises TrainingDiverged. Every run counts from 0; the counts are not in a checkpoint.
     """
 
     def __init__(
         self, build: Build, *, clip: float, skip: float, members: int | None = None, patience: int = 10
     ) -> None:
         self.build, self.clip, self.skip, self.members, self.patience = build, clip, skip, members, patience
-        self.skipped = torch.zeros(members or 1, dtype=torch.int64)
-        self._row = torch.zeros(members or 1, dtype=torch.int64)
+        self._start()
+
+    @property
+    def settings(self) -> list[float]:
+        """What tells two runs apart besides the optimiser's own options."""
+        return [self.clip, self.skip, self.patience]
+
+    def _start(self) -> None:
+        self.skipped = torch.zeros(self.members or 1, dtype=torch.int64)
+        self._row = torch.zeros_like(self.skipped)
         self._steps = 0
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, parameters: Any, **options: Any) -> torch.optim.Optimizer:
-        """Return the optimiser over `parameters`; every option goes to `build`."""
+        """Return the optimiser over `parameters` of a new run; every option goes to `build`."""
+        self._start()
         optimiser = self.build(parameters, **options)
         optimiser.register_step_pre_hook(self._before)
         optimiser.register_step_post_hook(self._after)

@@ -3,8 +3,10 @@
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import MethodType
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
@@ -160,8 +162,16 @@ def _comparable(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, partial):
         return [_comparable(part) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, numpy.ndarray):
+        return value.tolist()
+    if isinstance(value, MethodType):
+        return [_comparable(value.__func__), _comparable(value.__self__)]
     if hasattr(value, "__code__"):  # two lambdas have one name
-        return value.__qualname__, value.__code__, _comparable([cell.cell_contents for cell in value.__closure__ or ()])
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        defaults = [value.__defaults__ or (), value.__kwdefaults__ or {}]
+        return value.__qualname__, value.__code__, _comparable([cells, *defaults])
+    if isinstance(value, torch.dtype | torch.device | bytes | complex | set | frozenset | range | slice):
+        return value
     if hasattr(value, "__qualname__"):
         return value.__qualname__
     return type(value).__name__, _comparable(getattr(value, "__dict__", {}))

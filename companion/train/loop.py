@@ -80,6 +80,7 @@ def fit(
         "steps": steps,
         "seed": seeds,
         "optimiser": f"{type(run.descent).__name__} {sorted(run.descent.defaults.items())}",
+        "careful": getattr(optimiser, "settings", None),
         "schedule": repr([schedule(step, steps) for step in (0, steps // 2, steps - 1)] if schedule else None),
         "clip": clip,
         "ema": ema,

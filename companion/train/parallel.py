@@ -31,6 +31,9 @@ class Shard:
 
         def part(generator: Any, batch: tuple[Tensor, ...]) -> Any:
             whole = tuple(tensor.repeat_interleave(self.world, 0) for tensor in batch)
-            return tree_map(lambda noise: noise[self.rank :: self.world], draw(generator, whole))
+            return tree_map(
+                lambda noise: noise[self.rank :: self.world] if isinstance(noise, Tensor) else noise,
+                draw(generator, whole),
+            )
 
         return part

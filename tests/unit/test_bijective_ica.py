@@ -18,7 +18,7 @@ from companion.analysis.source_probe import explained, linear_r2, pca_reconstruc
 from companion.analysis.total_correlation import gaussian_tc, laplace_logs, normal_logs, ratio_tc, weighted_tc
 from companion.chapters import claims, ledger
 from companion.data import Batches
-from companion.data.known_sources import bent_mixture, fold, sprite_columns, sprite_positions, unfold
+from companion.data.known_sources import bent_mixture, fold, sprite_columns, sprite_positions
 from companion.models.bijecta_start import components, started, whitening
 from companion.models.bijective_ica import (
     Bijecta,
@@ -56,9 +56,13 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-def passes(claim_id, **measures):
+def passes(claim_id, *, part="rule", **measures):
     claim = next(c for c in claims.load(CHAPTER).claims if c.id == claim_id)
-    return ledger.passes(claim.rule, {k: ledger.Measure.of(k, v) for k, v in measures.items()})
+    return ledger.passes(getattr(claim, part), {k: ledger.Measure.of(k, v) for k, v in measures.items()})
+
+
+def points_there(claim_id, **measures):
+    return passes(claim_id, part="direction", **measures)
 
 
 def draw(*shape, purpose="x"):
@@ -294,8 +298,8 @@ def test_kl_of_an_unmixing_is_total_correlation_plus_mismatch():
 
 def test_a_twist_keeps_the_density_and_spoils_the_sources():
     s = gg_sample((3_000, 2), 1, generator=generator(0, "s"))
-    t = exact.twist(s, 2.0)
-    assert mcc(t, s) < 0.7 < mcc(exact.twist(s, 0.01), s)
+    t = exact.copula_rotation(s, 2.0)
+    assert mcc(t, s) < 0.7 < mcc(exact.copula_rotation(s, 0.01), s)
     assert float(gg_log_prob(t, 1).sum(-1).mean()) == pytest.approx(float(gg_log_prob(s, 1).sum(-1).mean()), abs=0.15)
 
 
@@ -504,7 +508,10 @@ def test_probes_know_what_sources_carry():
 def test_known_sources():
     torch.set_default_dtype(torch.float32)
     y = draw(50, 6)
-    torch.testing.assert_close(unfold(fold(y, 0.7), 0.7), y, rtol=0, atol=1e-5)
+    first, second = fold(y, 0.7).chunk(2, 1)  # undone half by half
+    first = first - 0.7 * (3 * second).sin()
+    undone = torch.cat([first, second - 0.7 * (3 * first).sin()], 1)
+    torch.testing.assert_close(undone, y, rtol=0, atol=1e-5)
     s = gg_sample((500, 2), 10, generator=generator(0, "s"))
     x = bent_mixture(s, 6, noise=0.01, strength=0.0, seed=0, draw="train")
     assert float(linear_r2(x, s).min()) > 0.99
@@ -564,8 +571,23 @@ def test_a_non_orthogonal_unmixing_changes_the_status():
 
 
 def test_a_collapsed_model_has_no_total_correlation_and_fails_c5_by_its_probe():
-    assert passes("C5", below_vae=3, below_tc=3, probe=0.9)
-    assert not passes("C5", below_vae=3, below_tc=3, probe=0.1)
+    silent = dict(below_vae=3, below_tc=3, probe=0.1)
+    assert passes("C5", **silent | {"probe": 0.9})
+    assert not passes("C5", **silent) and not points_there("C5", **silent)
+    assert points_there("C5", below_vae=3, below_tc=0, probe=0.9)
+
+
+def test_an_unmixing_before_training_fails_c3_and_its_direction():
+    before = [0.44, 0.5, 0.36]
+    assert passes("C3", jl=[0.01, 0.02, 0.04]) and not passes("C3", jl=before)
+    assert points_there("C3", svd=[0.01, 0.02, 0.02]) and not points_there("C3", svd=before)
+
+
+def test_a_position_that_linear_ica_finds_as_well_fails_c4a():
+    found = dict(bijecta=[0.97, 0.98, 0.96], r2=[0.95, 0.96, 0.93], vae=[0.95, 0.9, 0.92], linear=[0.94, 0.95, 0.94])
+    assert passes("C4a", **found)
+    assert not passes("C4a", **found | {"linear": [0.99, 0.99, 0.99]})
+    assert not passes("C4a", **found | {"bijecta": [0.04, 0.03, 0.05], "r2": [0.0, 0.0, 0.0]})  # positions shuffled
 
 
 def test_wrong_constants_fail_their_theorems():

@@ -38,7 +38,7 @@ from companion.models.identifiable_ica import (
     LatentVAE,
     PatchCoder,
     PiecewiseAffineFlow,
-    Shuffled,
+    WarmUp,
     gaussian,
     negative_elbo,
     negative_log_likelihood,
@@ -182,7 +182,7 @@ def test_ladder_tells_rotation_from_curvature():
     z = codes(2_000, 3)
     rotated = ladder(z, z @ haar(1, 3, generator=generator(0, "ladder"))[0])
     assert rotated["linear"] < 1e-9 < 0.05 < rotated["match"]
-    curved = ladder(z, sym.twist(z, 0.5))
+    curved = ladder(z, sym.radial_rotation(z, 0.5))
     assert curved["nearest"] < 0.7 * curved["linear"]
 
 
@@ -217,8 +217,8 @@ def test_jacobi_is_exact_on_commuting_matrices_and_unmixing_whatever_the_weights
 
 def test_twist_preserves_volume_and_radius():
     z = codes(50, 3)
-    torch.testing.assert_close(sym.twist(z, 0.7).norm(dim=1), z.norm(dim=1))
-    assert float(sym.volume_change(lambda v: sym.twist(v, 0.7), z).abs().max()) < 1e-12
+    torch.testing.assert_close(sym.radial_rotation(z, 0.7).norm(dim=1), z.norm(dim=1))
+    assert float(sym.volume_change(lambda v: sym.radial_rotation(v, 0.7), z).abs().max()) < 1e-12
 
 
 def test_the_diagonal_gap_is_the_minimum_over_diagonal_gaussians():
@@ -426,7 +426,7 @@ def test_members_train_as_they_would_alone():
     names = [("vae", 0), ("vade", 1), ("label", 1), ("ivae", 2)]
 
     def source(m):
-        return Shuffled(Batches(x, u, batch_size=16, seed=m), 4)
+        return WarmUp(Batches(x, u, batch_size=16, seed=m), 4)
 
     def noise(g, batch):
         return torch.randn(len(batch[0]), 3, generator=g)

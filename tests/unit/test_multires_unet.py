@@ -14,7 +14,7 @@ from companion.chapters.scrubber import scrubber
 from companion.data import Batches
 from companion.errors import CompanionError
 from companion.models.hierarchical_vae import HVAE, parameter_count, rms
-from companion.models.hvae_cell import Gaussian, conv, kl, surprise
+from companion.models.hvae_cell import Gaussian, conv, kl, log_ratio
 from companion.models.layer_strings import parse, residual_scale, retimed
 from companion.models.multires_unet import DOWN, LinearUNet, UNet
 from companion.nn import haar
@@ -196,23 +196,23 @@ def test_the_starting_scale_counts_applications():
 # Cells and bounds
 
 
-def test_kl_and_surprise_equal_torchs_distributions():
+def test_kl_and_log_ratio_equal_torchs_distributions():
     q, p = (Gaussian(*torch.randn(2, 7, generator=generator(0, k), dtype=torch.float64)) for k in "qp")
     a, b = (Normal(law.mean, law.log_std.exp()) for law in (q, p))
     torch.testing.assert_close(kl(q, p), kl_divergence(a, b))
     eps = torch.randn(7, generator=generator(0, "eps"), dtype=torch.float64)
     z = q.mean + q.log_std.exp() * eps
-    torch.testing.assert_close(surprise(q, p, eps), a.log_prob(z) - b.log_prob(z))
+    torch.testing.assert_close(log_ratio(q, p, eps), a.log_prob(z) - b.log_prob(z))
 
 
-def test_the_mean_of_surprise_is_the_kl_and_more_draws_tighten_the_bound():
+def test_the_mean_of_log_ratio_is_the_kl_and_more_draws_tighten_the_bound():
     member = a_model(gaussian_start=True)
     x = images(3)
     noise = torch.randn(4000, member.noise_size(), generator=generator(0, "mc"), dtype=torch.float64)
     with torch.no_grad():
         trace = member(x[:1].expand(4000, -1, -1, -1), noise, record=True)
-    gap = (trace.surprise.sum(0) - trace.kl.sum(0)).mean()
-    spread = (trace.surprise.sum(0) - trace.kl.sum(0)).std() / 4000**0.5
+    gap = (trace.log_ratio.sum(0) - trace.kl.sum(0)).mean()
+    spread = (trace.log_ratio.sum(0) - trace.kl.sum(0)).std() / 4000**0.5
     assert abs(float(gap)) < 4 * float(spread)
 
     def misfit(output, signed):
@@ -593,6 +593,12 @@ def test_the_scrubber_needs_no_network_and_names_every_frame():
         scrubber([], [], title="none")
 
 
+def test_a_residual_scale_of_zero_is_zero():
+    still, scaled = (a_model(live=False, last=last) for last in (0.0, None))
+    assert all(float(cell.lift.weight.abs().max()) == 0 for cell in still.cells)
+    assert all(float(cell.lift.weight.abs().max()) > 0 for cell in scaled.cells)
+
+
 @pytest.mark.parametrize(
     ("claim_id", "good", "bad"),
     [
@@ -602,13 +608,16 @@ def test_the_scrubber_needs_no_network_and_names_every_frame():
         ("C9", dict(norm=1e-7, projection=1e-7, details=1e-7), dict(details=0.1)),
         ("C10b", dict(equal=1e-12, slope=1.0), dict(slope=2.0)),
         ("C12", dict(interaction=0.2, mean=0.6, chance=0.4, cost=0.5), dict(mean=0.3)),
-        ("C3b", dict(share=[0.8, 0.9], damage=[0.3, 0.3]), dict(share=[0.75, 0.9])),
+        ("C3b", dict(share=[0.8, 0.9], white=[0.6, 0.8], damage=[0.3, 0.3]), dict(white=[0.6, 0.9])),
+        ("C3b", dict(share=[0.8, 0.9], white=[0.4, 0.4], damage=[0.3, 0.3]), dict(share=[0.45, 0.9])),
         ("C16", dict(low=-0.01, high=0.015), dict(high=0.03)),
         ("B1", dict(part=0.02, stack=0.4, fewer=[1.0, 0.2]), dict(stack=0.01)),
         ("B1", dict(part=0.02, stack=0.4, fewer=[1.0, 0.2]), dict(fewer=[-65.0, 0.2])),
         ("B1", dict(part=0.02, stack=2.0, fewer=[1.0, 0.2]), dict(part=1.0)),  # independent pixels
         ("B4", dict(ratio=[0.5, 0.9, 1.2]), dict(ratio=[3.0, 3.0, 3.0])),
         ("C15", dict(cost=[2.0, 1.5]), dict(cost=[2.0, 0.5])),
+        ("C14b", dict(nats=[1.0, 1.01], parameters=0.5), dict(nats=[1.02, 1.03])),  # one cell, applied once
+        ("C14b", dict(nats=[1.0, 1.01], parameters=0.5), dict(parameters=1.0)),  # distinct cells
         ("C19", dict(order=1.0, memory=1.0), dict(memory=0.0)),
         ("B2", dict(exact=1e-12, shared=0.54, clock=0.02, low=1.1, growth=1.01), dict(clock=0.5)),
     ],

@@ -14,7 +14,7 @@ from companion.chapters import claims, ledger
 from companion.data import Batches
 from companion.models.relaxed_responsibility_vq import Annealed, Ladder, Shape, relaxed_loss, slot_noise
 from companion.models.vq_vae import MovingAverageCodes, QuantisedVAE, vq_loss
-from companion.nn.codebooks import Codebook, categorical_kl, gumbel, log_joint, one_hot, sample, squared_distances
+from companion.nn.codebooks import Codebook, categorical_kl, gumbel, log_joint, sample, squared_distances
 from companion.nn.pixel_likelihoods import Bernoulli, Levels, LogisticMixture, level_table, marginal_bits
 from companion.seeds import generator
 from companion.train import Ensemble, fit
@@ -181,16 +181,12 @@ def test_generation_from_given_codes_is_the_decoder_of_inference():
     assert all(torch.equal(a, b) for a, b in zip(codes, seen.z, strict=True))
 
 
-def test_separate_codebooks_and_value_tables_are_used():
-    plain, apart = ladder(), ladder(shared=False, values=True)
-    assert apart.layers[1].prior_codebook is not None and apart.layers[1].table is not None
+def test_separate_codebooks_are_used():
+    plain, apart = ladder(), ladder(shared=False)
+    assert apart.layers[1].prior_codebook is not None
     h = apart.layers[1].prior_output(apart.initial(2))
     assert not torch.allclose(apart.layers[1].codebook(h), apart.layers[1].log_prior(apart.initial(2)))
     assert plain.layers[1].prior_codebook is None
-    z = one_hot(torch.rand(2, 4, 3, generator=generator(0, "z")))
-    before = apart.layers[1].push(apart.initial(2), z)
-    apart.layers[1].codebook.mean.data.zero_()  # the table is passed on, not the means
-    torch.testing.assert_close(apart.layers[1].push(apart.initial(2), z), before)
 
 
 def test_the_sampled_elbo_agrees_with_enumeration_and_bounds_the_evidence():
@@ -340,6 +336,43 @@ def test_vq_codes_move_to_the_mean_of_what_they_win():
     loss.backward()
     assert nets[0].read.weight.grad.abs().max() > 0  # straight through the quantiser
     assert nets[0].layers[0].codebook.mean.grad is None
+
+
+def test_moving_averages_resume_bit_identically(tmp_path):
+    shape, x = Shape((1, 8, 8), 2, ((2, 1),), 4, 3, 8), images(16)
+
+    def trained(file=None, stop=False):
+        nets = [QuantisedVAE(shape, Bernoulli(), levels=2, generator=generator(k, "vq")).double() for k in range(2)]
+        ensemble = Ensemble(nets)
+        source = MovingAverageCodes(Batches(x, batch_size=4, seed=0), ensemble, decay=0.9)
+
+        def record(_module, step):
+            if stop and step == 6:
+                raise KeyboardInterrupt
+
+        try:
+            fit(ensemble, vq_loss, source, steps=8, seed=[0, 1], record=lambda m, t: record(m, t) or {}, record_every=2,
+                checkpoint=file, checkpoint_every=4)  # fmt: skip
+        except KeyboardInterrupt:
+            return None
+        return ensemble.state_dict()
+
+    whole, file = trained(), tmp_path / "run.pt"
+    assert trained(file, stop=True) is None and file.is_file()
+    resumed = trained(file)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_thirty_two_layers_must_be_active_and_no_worse():
+    claim = next(c for c in claims.load(CHAPTER).claims if c.id == "C9b")
+    deep = {"layers": [32], "active": [0.6, 0.5], "excess": [0.01, -0.01]}
+
+    def passes(**other):
+        return ledger.passes(claim.rule, {name: ledger.Measure.of(name, v) for name, v in (deep | other).items()})
+
+    assert passes()
+    assert not passes(layers=[10])
+    assert not passes(active=[0.0, 0.0], excess=[0.3, 0.3])  # untrained
 
 
 def test_annealing_ends_at_half_and_full_weight():

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -267,6 +268,21 @@ class Scaled(nn.Linear):
         self.scale = scale
 
 
+class Factor:
+    def __init__(self, value) -> None:
+        self.value = value
+
+    def times(self, x):
+        return self.value * x
+
+
+def defaults(value):
+    def scale(x, factor=value, *, shift=value):
+        return factor * x + shift
+
+    return scale
+
+
 @pytest.mark.parametrize(
     ("modules", "found"),
     [
@@ -282,11 +298,23 @@ class Scaled(nn.Linear):
         ([Scaled((("r", 2),)), Scaled((("r", 3),))], "differ in 'scale'"),
         ([Scaled(LogisticMixture(2, 1)), Scaled(LogisticMixture(16, 1))], "differ in 'scale'"),
         ([Scaled(torch.zeros(2)), Scaled(torch.ones(2))], "differ in 'scale'"),
+        ([Scaled(defaults(1.0)), Scaled(defaults(2.0))], "differ in 'scale'"),
+        ([Scaled(Factor(1.0).times), Scaled(Factor(2.0).times)], "differ in 'scale'"),
+        ([Scaled(numpy.zeros(2)), Scaled(numpy.ones(2))], "differ in 'scale'"),
+        ([Scaled({1, 2}), Scaled({1, 3})], "differ in 'scale'"),
+        ([Scaled(torch.float32), Scaled(torch.float64)], "differ in 'scale'"),
     ],
 )
 def test_members_that_cannot_share_one_program_are_refused(modules, found):
     with pytest.raises(CompanionError, match=found):
         Ensemble(modules)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: defaults(1.0), lambda: Factor(1.0).times, lambda: numpy.ones(2), lambda: {1, 2}]
+)
+def test_equal_settings_are_no_difference(make):
+    assert len(Ensemble([Scaled(make()), Scaled(make())])) == 2
 
 
 def test_batch_statistics_are_welcome():

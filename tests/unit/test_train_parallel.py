@@ -53,6 +53,12 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused():
         Shard(batches(), 0, 5).batch(0)
 
 
+def test_noise_may_hold_what_is_no_tensor():
+    noise = Shard(batches(), 1, 2).noise(lambda _stream, batch: (batch[0], None))
+    part, nothing = noise(generator(0, "noise"), (torch.arange(6.0),))
+    assert len(part) == 6 and nothing is None
+
+
 def test_two_processes_of_torchrun_train_the_network_of_one(tmp_path):
     spec = importlib.util.spec_from_file_location("scaling_script", SCRIPT)
     script = importlib.util.module_from_spec(spec)

@@ -4,12 +4,15 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
+from companion.analysis.calibration import reliability
 from companion.analysis.noise_expansion import (
     loss_change,
     quadratic_change,
     second_order_terms,
     taylor_terms,
 )
+from companion.chapters import claims, ledger
+from companion.chapters.ledger import Measure
 from companion.models.gaussian_noise_injections import (
     NoisyConvNet,
     NoisyMLP,
@@ -24,6 +27,7 @@ from companion.models.gaussian_noise_injections import (
 from companion.nn.likelihoods import CrossEntropy, SquaredError
 from companion.seeds import generator
 
+CLAIMS = {claim.id: claim for claim in claims.load("01_gaussian_noise_injections").claims}
 SIZES = (4, 6, 5, 3)
 LIKELIHOODS = [SquaredError, CrossEntropy]
 
@@ -281,3 +285,64 @@ def test_initialisations():
     assert float(biased.layers[0].weight.detach().abs().max()) == pytest.approx(300**-0.5, rel=0.01)
     same = NoisyMLP((300, 400, 2), generator=generator(0))
     assert torch.equal(plain.layers[1].weight, same.layers[1].weight)
+
+
+def test_no_step_within_the_global_margin_bound_changes_the_answer():
+    net, x, _ = problem("elu", CrossEntropy)
+    steepest = float(torch.stack([torch.linalg.matrix_norm(w.weight, 2) for w in net.layers]).prod())
+    two = net(x)[0].topk(2).values
+    bound = (two[:, 0] - two[:, 1]) / (2**0.5 * steepest)
+    walk = torch.randn(2_000, *x.shape, generator=generator(0, "walk"))
+    walk = bound[:, None] * walk / walk.norm(dim=-1, keepdim=True)
+    assert (vmap(lambda step: net(x + step)[0].argmax(-1))(walk) == net(x)[0].argmax(-1)).all()
+
+
+# --- the rules bite ---
+
+
+def full(claim_id, **values):
+    return ledger.passes(CLAIMS[claim_id].rule, {name: Measure.of(name, value) for name, value in values.items()})
+
+
+def status(claim_id, **values):
+    """Whether a twin that gives every measure ruled on would get a status, by the rule or by its direction."""
+    given = {name: Measure.of(name, value) for name, value in values.items()}
+    assert CLAIMS[claim_id].ruled() <= given.keys()
+    return ledger.lets_through(CLAIMS[claim_id], given)
+
+
+def test_three_times_r_meets_the_papers_criterion_and_gets_no_status():
+    assert full("C4", share=[1.0] * 4, low=[0.6] * 4, high=[1.1] * 4, early=[2.8] * 5)
+    assert not status("C4", share=[1.0] * 4, low=[0.6 / 3] * 4, high=[1.1 / 3] * 4, early=[1.3] * 5)
+
+
+def test_a_network_that_is_only_late_or_at_another_scale_is_no_low_pass():
+    spectrum = {"top": [0.36] * 3, "lowest": [1.0] * 3, "gap": 0.05}
+    assert full("C8", **spectrum, settled=[1.0] * 3)
+    assert not status("C8", **spectrum, settled=[1.5] * 3)
+    assert not status("C8", **spectrum | {"lowest": [0.36] * 3}, settled=[1.0] * 3)
+
+
+def test_an_order_within_the_spread_over_seeds_is_none():
+    spread = torch.tensor([-0.5, 0.0, 0.5])
+    means = {f"{role}_{k}": 8.0 - k for role in ("noise", "regulariser") for k in range(1, 5)}
+    assert full("C9", **{name: mean + spread for name, mean in means.items()})
+    flips = {name: mean + 4 * spread.roll(int(name[-1])) for name, mean in means.items()}
+    assert not status("C9", **flips)
+
+
+def test_a_gain_that_stopping_early_has_too_is_not_credited_to_noise():
+    assert full("C10", noise=[1.9] * 3, regulariser=[1.9] * 3, stopped=[1.6] * 3)
+    assert not full("C10", noise=[1.9] * 3, regulariser=[1.9] * 3, stopped=[2.0] * 3)
+    assert full("C11", noise=[0.4] * 3, accuracy=[1.0] * 3, stopped=[0.5] * 3)
+    assert not full("C11", noise=[0.4] * 3, accuracy=[1.0] * 3, stopped=[0.3] * 3)
+    assert full("C15", images=[0.5] * 3, stopped=[0.6] * 3, table_1=[0.9] * 5, table_2=[0.9] * 5)
+    assert not full("C15", images=[0.6] * 3, stopped=[0.6] * 3, table_1=[0.9] * 5, table_2=[0.9] * 5)
+
+
+def test_a_constant_is_calibrated_and_gets_no_status():
+    y = torch.arange(10).repeat(100)
+    constant = torch.full((len(y), 10), 0.1).log()
+    ece, accuracy = reliability(constant, y).ece, float((constant.argmax(1) == y).double().mean())
+    assert ece < 0.01
+    assert not status("C11", noise=[ece / 0.2] * 3, accuracy=[accuracy / 0.8] * 3, stopped=[0.5] * 3)

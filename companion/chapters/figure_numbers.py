@@ -8,7 +8,9 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection, QuadMesh
 from matplotlib.container import BarContainer
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Polygon, StepPatch
 
 _HEAD = ("panel", "title", "x axis", "y axis", "kind", "label", "index", "x", "y", "value")
@@ -19,7 +21,8 @@ Row = tuple[str, str, int, float | None, float | None, float | None]  # kind, la
 def numbers(figure: Figure) -> str:
     """Return CSV with one row per drawn point, bar, interval end or cell; pictures have no rows.
 
-    A row of a bar holds its middle and its length; one of a cell of a heat map its column, row and value.
+    A row of a bar holds its middle and its length; one of a cell of a heat map its centre, on the axes, and its value;
+    one of a contour a corner of its outline and its level.
     """
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -51,12 +54,42 @@ def _points(kind: str, label: str, points: object, values: object = None) -> Ite
         yield kind, label, index, x, y, float(extra[index])
 
 
-def _cells(label: str, array: object) -> Iterator[Row]:
-    table: numpy.ndarray = numpy.ma.asarray(array, dtype=float).filled(numpy.nan)
-    if table.size > _CELLS:
+def _cells(label: str, centres: numpy.ndarray, array: object) -> Iterator[Row]:
+    """Yield the cells of `array`, row by row, whose centres are `[..., 2]`."""
+    if centres.size <= 2 * _CELLS:
+        yield from _points("cell", label, centres, numpy.ma.asarray(array).ravel())
+
+
+def _mesh(mesh: QuadMesh) -> Iterator[Row]:
+    corners = numpy.asarray(mesh.get_coordinates(), dtype=float)
+    centres = (corners[:-1, :-1] + corners[1:, :-1] + corners[:-1, 1:] + corners[1:, 1:]) / 4
+    array: numpy.ndarray = numpy.ma.asarray(mesh.get_array()).ravel()
+    gouraud = len(array) > centres.size // 2  # a shading with a value at each corner
+    yield from _cells(_label(mesh), corners if gouraud else centres, array)
+
+
+def _image(image: AxesImage) -> Iterator[Row]:
+    array = image.get_array()
+    if array is None or array.ndim != 2:
         return
-    for row, column in numpy.ndindex(*table.shape):
-        yield "cell", label, row, float(column), float(row), float(table[row, column])
+    left, right, bottom, top = image.get_extent()
+    if image.origin == "upper":
+        bottom, top = top, bottom  # the extent names the picture's lower edge first, whatever row lies there
+    rows, columns = array.shape
+    x = left + (right - left) * (numpy.arange(columns) + 0.5) / columns
+    y = bottom + (top - bottom) * (numpy.arange(rows) + 0.5) / rows
+    yield from _cells(_label(image), numpy.stack(numpy.meshgrid(x, y), -1), array)
+
+
+def _contours(contours: ContourSet) -> Iterator[Row]:
+    """Yield the corners of the outline of each level, with the level (the lower end of a filled band) as value."""
+    levels = list(contours.levels)
+    if contours.filled and contours.extend in ("min", "both"):
+        levels.insert(0, -numpy.inf)  # the band below the first level
+    for level, path in zip(levels, contours.get_paths(), strict=False):  # a band lies between two levels
+        corners, codes = numpy.asarray(path.vertices), numpy.asarray(path.codes)
+        for outline in numpy.split(corners, numpy.flatnonzero(codes == path.MOVETO)[1:]):
+            yield from _points("outline", _label(contours), outline, numpy.full(len(outline), level))
 
 
 def _joined(parts: Sequence[numpy.ndarray]) -> numpy.ndarray:
@@ -73,11 +106,10 @@ def _rows(axes: Axes) -> Iterator[Row]:
             yield from _points("point", _label(collection), collection.get_offsets(), collection.get_array())
         elif isinstance(collection, LineCollection):
             yield from _points("segment", _label(collection), _joined(collection.get_segments()))
+        elif isinstance(collection, ContourSet):
+            yield from _contours(collection)
         elif isinstance(collection, QuadMesh):
-            shape = numpy.shape(collection.get_coordinates())
-            yield from _cells(
-                _label(collection), numpy.ma.reshape(collection.get_array(), (shape[0] - 1, shape[1] - 1))
-            )
+            yield from _mesh(collection)
         elif isinstance(collection, PolyCollection):
             corners = [numpy.asarray(path.vertices) for path in collection.get_paths()]
             yield from _points("band", _label(collection), _joined(corners))
@@ -96,6 +128,4 @@ def _rows(axes: Axes) -> Iterator[Row]:
             yield from _points("outline", _label(patch), patch.get_xy())
     if axes.axison and (len(axes.get_xticks()) or len(axes.get_yticks())):  # a heat map; else a picture
         for image in axes.images:
-            array = image.get_array()
-            if array is not None and array.ndim == 2:
-                yield from _cells(_label(image), array)
+            yield from _image(image)

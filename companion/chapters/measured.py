@@ -271,10 +271,16 @@ def columns(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     return list(used), [[cell(row) for cell in used.values()] for row in rows]
 
 
+def _seen(curve: Curve) -> str:
+    """Say where each line of the panel begins and ends."""
+    ends = [f"{name} {_size(ms[0])} to {_size(ms[-1])} ms" for name, ms in curve.series.items()]
+    return f"against {curve.against}, from {curve.x[0]:,} to {curve.x[-1]:,}, {curve.what}: {', '.join(ends)}"
+
+
 def _curves(found: Speed) -> str:
     parts = []
     if found.curves:
-        words = "; ".join(f"against {curve.against}, {curve.what}" for curve in found.curves)
+        words = "; ".join(map(_seen, found.curves))
         parts.append(
             ":::{figure} cost-curves.png\n"
             f":alt: Milliseconds on logarithmic axes, one panel each {words}. The numbers stand in the tables below.\n"

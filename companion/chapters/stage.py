@@ -46,6 +46,7 @@ def stage(profile: str) -> dict[str, NotebookNode]:
     for chapter in paths.contents():
         whole[chapter] = executed(chapter, profile)
         drawn = {p.stem: p.read_bytes() for p in paths.figures_dir(chapter, profile).glob("*.csv")}
+        drawn = {name: text for name, text in drawn.items() if text.count(b"\n") > 1}  # a picture has a head only
         files |= {f"notebooks/{numbers_file(chapter, name)}": text for name, text in drawn.items()}
         staged = page(nbformat.from_dict(whole[chapter]), chapter, profile, drawn)
         files[f"notebooks/{chapter}.ipynb"] = notebooks.dumps(staged).encode()
@@ -75,7 +76,7 @@ def executed(chapter: str, profile: str) -> NotebookNode:
     source = notebooks.read_source(paths.notebook(chapter))
     try:
         ran = nbformat.read(path, as_version=4)
-    except (ValueError, AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # nbformat's ways to meet damage
         raise CompanionError(f"{path} is damaged: {mend.removesuffix('`')} --force`") from error
     grafted = notebooks.graft(source, ran)
     if grafted is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from companion.chapters import claims, new, notebooks, paths, runner
+from companion.chapters import claims, new, notebooks, runner
 from companion.cli import app
 from companion.errors import CompanionError
 
@@ -51,23 +51,36 @@ def test_a_new_chapter_passes_the_tests(copy: Path, monkeypatch: pytest.MonkeyPa
     sources = [f"notebooks/{CHAPTER}.py", "companion/models/linear_maps.py", "tests/unit/test_linear_maps.py"]
     run(copy, "ruff", "check", *sources)
     run(copy, "ruff", "format", "--check", *sources)
-    tests = [f"tests/unit/test_{name}.py" for name in ("linear_maps", "project_files", "recorded")]
+    of_the_book = ("architecture", "crossrefs", "errata", "measured", "project_files", "quotes", "recorded")
+    tests = [f"tests/unit/test_{name}.py" for name in ("linear_maps", *of_the_book)]
     run(copy, "pytest", "-q", "-p", "no:cacheprovider", *tests)
 
 
-def test_a_planned_paper_gets_its_link_and_keeps_its_citation(copy: Path) -> None:
-    intro = copy / "book/intro.md"
-    free = next((f"{n:02}" for n in range(1, 11) if not [c for c in paths.chapters() if c[:2] == f"{n:02}"]), None)
-    if free is None:
-        pytest.skip("every planned paper has its chapter")
-    (row,) = [line for line in intro.read_text().splitlines() if line.startswith(f"| {int(free)} |")]
-    before = (copy / "book/references.bib").read_text()
-    new.create(f"{free}_planned", "Planned")
-    (changed,) = [line for line in intro.read_text().splitlines() if line.startswith(f"| {int(free)} |")]
-    assert changed == row.replace("| planned |", f"| {{doc}}`read </notebooks/{free}_planned>` |")
-    assert (copy / "book/references.bib").read_text() == before
-    listed = [line for line in (copy / "_toc.yml").read_text().splitlines() if "notebooks/" in line]
-    assert listed == sorted(listed)
+INTRO = """\
+| | paper | about | chapter |
+|---|---|---|---|
+| 1 | *One* {cite:p}`one` | noise | {doc}`read </notebooks/01_one>` |
+| 2 | *Two* {cite:p}`two` | hierarchy | planned |
+
+The end.
+"""
+
+
+def test_a_planned_paper_gets_its_link_and_keeps_its_citation() -> None:
+    changed, key = new._with_row(INTRO, "02_other", "Another title")
+    assert key == "two"
+    assert changed == INTRO.replace("| planned |", "| {doc}`read </notebooks/02_other>` |")
+    with pytest.raises(CompanionError, match="the row of paper 2 cites nothing"):
+        new._with_row(INTRO.replace("{cite:p}`two`", ""), "02_other", "Another title")
+
+
+def test_a_paper_without_a_row_gets_one_behind_the_last() -> None:
+    changed, key = new._with_row(INTRO, "03_my_paper", "Three")
+    row = "| 3 | *Three* {cite:p}`mypaper` | what it is about, in ten words | {doc}`read </notebooks/03_my_paper>` |"
+    assert key == "mypaper"
+    assert changed == INTRO.replace("planned |\n", f"planned |\n{row}\n")
+    with pytest.raises(CompanionError, match="no list of papers"):
+        new._with_row("# Nothing\n", "03_my_paper", "Three")
 
 
 @pytest.mark.parametrize(

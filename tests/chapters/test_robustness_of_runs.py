@@ -90,21 +90,24 @@ def test_a_full_disk_keeps_the_last_good_copy_and_says_why(quick: Path, after: i
 
 
 def test_recording_on_a_full_disk_changes_nothing(quick: Path) -> None:
-    def record(filler: int) -> None:
-        made = {"chapter": "02_quick", "profile": "cpu", "claims": [], "provenance": {"data": []}}
-        results.write(made | {"filler": "x" * filler})
+    def ran(filler: str) -> int:
+        made = {"chapter": "02_quick", "profile": "cpu", "claims": [], "provenance": {"data": []}, "filler": filler}
+        paths.run_file("02_quick", "cpu").parent.mkdir(parents=True, exist_ok=True)
         paths.run_file("02_quick", "cpu").write_text('{"minutes": 1.5, "finished": "now"}')
-        results.record("02_quick", "cpu")
+        return results.write(made).stat().st_size
 
-    record(1_000)
-    record(2_000)
     files = [paths.recorded_file("02_quick", "cpu"), paths.previous_file("02_quick", "cpu")]
+    for filler in ("A", "B" * 100):
+        ran(filler)
+        results.record("02_quick", "cpu")
     before = [file.read_bytes() for file in files]
-    assert [len(content) // 1_000 for content in before] == [2, 1]
-    with full_disk(4_000), pytest.raises(CompanionError, match="File too large; nothing was changed"):
-        record(3_990 - len(before[0]) + 2_000)  # the run fits, its record with the minutes does not
+    size = ran("C" * 1_000)  # its record, with the minutes, is longer; that of B, which has to move, is not
+    with full_disk(size), pytest.raises(CompanionError, match="File too large; nothing was changed"):
+        results.record("02_quick", "cpu")
     assert [file.read_bytes() for file in files] == before
-    assert sorted(files[0].parent.rglob("*.*")) == sorted(files)
+    assert sorted(path for path in files[0].parent.rglob("*") if path.is_file()) == sorted(files)
+    results.record("02_quick", "cpu")
+    assert [json.loads(file.read_text())["filler"][0] for file in files] == ["C", "B"]
 
 
 def test_a_full_disk_while_a_run_is_put_in_its_place_changes_nothing(
@@ -135,21 +138,26 @@ def test_a_full_disk_while_a_run_is_put_in_its_place_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("file", "damage"),
+    ("file", "damages"),
     [
-        *[(paths.results_file, damage) for damage in (b"{", b"[1]", b"", b"{}", b'{"profile": "smoke"}', b"\xff")],
-        *[(paths.run_file, damage) for damage in (None, b"", b"{}", b"\xff")],
-        *[(paths.executed_file, damage) for damage in (None, b"", b'{"cells": ', b"[]", b"{}", b"\xff\xfe")],
-        *[(paths.digest_file, damage) for damage in (None, b"", b"\xff\xfe")],
+        (paths.results_file, [b"{", b"[1]", b"", b"\xff", b"{}", b'{"profile": "smoke"}', None]),
+        (paths.run_file, [b"", b"\xff", b"{}", b'{"minutes": 1.5}', None]),
+        (paths.executed_file, [b"", b'{"cells": ', b"[]", b"{}", b"\xff\xfe", None]),
+        (paths.digest_file, [b"", None, b"\xff\xfe"]),
     ],
+    ids=["results", "note", "copy", "digest"],
 )
 def test_what_a_run_left_is_made_anew_when_it_is_damaged(
-    quick: Path, file: Callable[[str, str], Path], damage: bytes | None
+    quick: Path, file: Callable[[str, str], Path], damages: list[bytes | None]
 ) -> None:
     assert runner.run(["02"], "smoke")[0].state == "done"
     path = file("02_quick", "smoke")
-    path.unlink() if damage is None else path.write_bytes(damage)
-    assert not runner.is_current("02_quick", "smoke")
+    whole = path.read_bytes()
+    for damage in damages:
+        path.write_bytes(whole)
+        assert runner.is_current("02_quick", "smoke")
+        path.unlink() if damage is None else path.write_bytes(damage)
+        assert not runner.is_current("02_quick", "smoke"), damage
     assert runner.run(["02"], "smoke")[0].state == "done"
     assert results.read("02_quick", "smoke") is not None and results.run_note("02_quick", "smoke") is not None
     assert runner.run(["02"], "smoke")[0].state == "cached"

@@ -162,6 +162,16 @@ def test_a_prepared_source_may_be_changed_without_changing_the_next(executed_boo
     assert notebooks.read_source(source).cells
 
 
+def test_a_picture_without_numbers_offers_none(executed_book: Path) -> None:
+    figures = paths.figures_dir("01_tiny", "smoke")
+    head = (figures / "first-line.csv").read_text().splitlines(keepends=True)[0]
+    (figures / "first-line.csv").write_text(head)
+    stage.stage("smoke")
+    page = (paths.stage_dir() / "notebooks" / "01_tiny.ipynb").read_text()
+    assert "numbers/01_tiny/second-line.csv" in page and "numbers/01_tiny/first-line.csv" not in page
+    assert [path.stem for path in (paths.stage_dir() / "notebooks" / "numbers").rglob("*.csv")] == ["second-line"]
+
+
 def test_every_module_is_in_the_reference(executed_book: Path) -> None:
     stage.stage("smoke")
     api = (paths.stage_dir() / "book" / "api.md").read_text()

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -17,8 +16,7 @@ from companion.data.cards import Card
 from companion.errors import CompanionError
 from companion.seeds import generator
 
-ROOT = Path(__file__).parents[2]
-REAL = Path(os.environ.get("COMPANION_DATA") or ROOT / "../shared/data").absolute()
+REAL = data.cache_dir()
 
 
 @pytest.fixture

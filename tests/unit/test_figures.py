@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import matplotlib
+import numpy
 import pytest
 from matplotlib import colors, pyplot
 from matplotlib.figure import Figure
@@ -138,6 +139,64 @@ def test_every_kind_of_mark_gives_its_numbers():
     assert {"0", "1", "2"} == {r["y"] for r in found if r["kind"] == "band"}
     assert [r["value"] for r in found if r["kind"] == "cell"] == ["1", "2", "3", "4", "5", "6"]  # no colour bar's
     assert {r["title"] for r in found if r["panel"] == "6"} == {"heat"}
+
+
+def cells(drawn: Figure) -> list[tuple[float, ...]]:
+    return [tuple(float(row[name]) for name in ("x", "y", "value")) for row in rows(drawn) if row["kind"] == "cell"]
+
+
+@pytest.mark.parametrize(
+    ("options", "xs", "ys"),
+    [
+        ({}, (0, 1), (0, 1)),
+        ({"origin": "lower"}, (0, 1), (0, 1)),
+        ({"extent": (0, 4, 0, 20)}, (1, 3), (15, 5)),  # the first row is at the top
+        ({"extent": (0, 4, 0, 20), "origin": "lower"}, (1, 3), (5, 15)),
+        ({"extent": (4, 0, 20, 0)}, (3, 1), (5, 15)),
+    ],
+)
+def test_the_cells_of_an_image_stand_where_its_axes_say(options, xs, ys):
+    drawn, axes = pyplot.subplots()
+    axes.imshow([[1.0, 2.0], [3.0, 4.0]], **options)
+    assert cells(drawn) == [(xs[0], ys[0], 1), (xs[1], ys[0], 2), (xs[0], ys[1], 3), (xs[1], ys[1], 4)]
+    pyplot.close(drawn)
+
+
+def test_the_cells_of_a_mesh_stand_at_their_centres():
+    drawn, (flat, smooth) = pyplot.subplots(1, 2)
+    flat.pcolormesh([0, 1, 3], [0, 10, 30], [[1, 2], [3, 4]])
+    smooth.pcolormesh([0, 1], [5, 6], [[1, 2], [3, 4]], shading="gouraud")
+    assert cells(drawn)[:4] == [(0.5, 5, 1), (2, 5, 2), (0.5, 20, 3), (2, 20, 4)]
+    assert cells(drawn)[4:] == [(0, 5, 1), (1, 5, 2), (0, 6, 3), (1, 6, 4)]
+    pyplot.close(drawn)
+
+
+@pytest.mark.parametrize("draw", ["contour", "contourf", "tricontour", "tricontourf"])
+def test_the_outlines_of_contours_lie_at_their_level(draw):
+    x, y = numpy.meshgrid(numpy.linspace(-2, 2, 41), numpy.linspace(-2, 2, 41))
+    points = (x.ravel(), y.ravel(), (x + y).ravel()) if draw.startswith("tri") else (x, y, x + y)
+    drawn, axes = pyplot.subplots()
+    getattr(axes, draw)(*points, levels=[-1.0, 0.0, 1.0])
+    found = [(float(r["x"]) + float(r["y"]), float(r["value"])) for r in rows(drawn) if r["kind"] == "outline"]
+    pyplot.close(drawn)
+    levels = {level for _, level in found}
+    if draw.endswith("f"):  # a band from its level to the next one
+        assert levels == {-1, 0} and all(level - 1e-5 <= height <= level + 1 + 1e-5 for height, level in found)
+    else:
+        assert levels == {-1, 0, 1} and all(abs(height - level) < 1e-5 for height, level in found)
+
+
+def test_outlines_of_one_level_are_told_apart_and_the_outermost_bands_have_their_place():
+    drawn, (two, extended) = pyplot.subplots(1, 2)
+    x, y = numpy.meshgrid(numpy.linspace(-2, 2, 41), numpy.linspace(-1, 1, 21))
+    two.contour(x, y, (abs(x) - 1) ** 2 + y**2 - 0.75, levels=[-0.5])
+    extended.contourf(x, y, x, levels=[-1.0, 1.0], extend="both")
+    found = rows(drawn)
+    pyplot.close(drawn)
+    assert sum(r["index"] == "0" for r in found if r["panel"] == "1") == 2
+    bands = {(r["value"], float(r["x"]) <= -1, float(r["x"]) >= 1) for r in found if r["panel"] == "2"}
+    assert {value for value, *_ in bands} == {"", "-1", "1"}
+    assert all(low for value, low, _ in bands if value == "") and all(high for value, _, high in bands if value == "1")
 
 
 def test_pictures_give_no_numbers():

@@ -74,6 +74,10 @@ def test_pages_take_their_numbers_from_the_files(pages):
     assert made["book/cost-curves.png"].startswith(b"\x89PNG")
     text = made["book/scaling.md"].decode() + made["book/speed.md"].decode()
     assert "<!-- measured" not in text and "Not measured" not in text
+    (alt,) = (line for line in text.splitlines() if line.startswith(":alt:"))
+    first = measured.read("speed").curves[0]
+    for name, ms in first.series.items():
+        assert f"{name} {measured._size(ms[0])} to {measured._size(ms[-1])} ms" in alt
     content = json.loads(measured.file("scaling").read_text())
     content["sweep"][2]["seconds"] = 98765.4
     content["provenance"]["dirty"] = True

@@ -164,10 +164,12 @@ def test_a_tag_releases_the_site_and_links_are_checked_weekly_without_blocking()
     release, links, book = (_yaml(f".github/workflows/{name}.yml") for name in ("release", "links", "book"))
     # YAML reads the key `on` as true.
     assert list(release[True]) == ["push"] and release[True]["push"] == {"tags": ["v*"]}
-    steps = [step["run"] for step in release["jobs"]["release"]["steps"] if "run" in step]
-    assert [step.split()[0] for step in steps] == [".ci/release-notes", ".ci/run", "make", "tar", "gh"]
-    archive = re.search(r'--file "(\S+)"', steps[3])
-    assert archive and f'"{archive[1]}"' in steps[4]
+    ran = {name: [s["run"] for s in job["steps"] if "run" in s] for name, job in release["jobs"].items()}
+    steps = ran["release"]
+    assert release["jobs"]["release"]["needs"] == "test" and ran["test"][1:] == [".ci/run"]
+    assert [step.split()[0] for step in steps] == [".ci/release-notes", "make", "tar", "gh"]
+    archive = re.search(r'--file "(\S+)"', steps[2])
+    assert archive and f'"{archive[1]}"' in steps[3]
     assert os.access(ROOT / ".ci/release-notes", os.X_OK)
     assert set(links[True]) == {"schedule", "workflow_dispatch"}  # neither push nor pull request waits for it
     minute, hour, day, month, weekday = links[True]["schedule"][0]["cron"].split()
@@ -222,12 +224,20 @@ def test_a_workflow_names_only_what_exists(file: Path) -> None:
         needed = job.get("needs", [])
         assert {needed} <= set(jobs) if isinstance(needed, str) else set(needed) <= set(jobs)
         assert job["runs-on"] and job["steps"]
+        # What checks a change may take 40 minutes; only the run of all chapters at cpu, a job of its own, takes more.
+        ran = [step.get("run", "") for step in job["steps"]]
+        slow = "make book PROFILE=cpu" in ran
+        assert job["timeout-minutes"] <= (60 if slow else 40)
+        assert not (slow and {".ci/run", "make test"} & set(ran))
     for step in steps:
         assert ("run" in step) != ("uses" in step)
         assert re.fullmatch(r"actions/[\w-]+@v\d+", step.get("uses", "actions/none@v0"))
         ran = step.get("run", "")
         assert set(re.findall(r"\bmake ([a-z]+)", ran)) <= _targets()
         assert all(os.access(ROOT / script, os.X_OK) for script in re.findall(r"\.ci/[\w-]+", ran))
+        if step.get("uses", "").startswith("actions/cache@"):  # new data sets make a new cache, from the last one
+            kept = step["with"]
+            assert kept["key"] == f"{kept['restore-keys']}${{{{ hashFiles('companion/data/*.py') }}}}"
         if locked := step.get("with", {}).get("cache-dependency-path"):
             assert (ROOT / locked).is_file()
 
@@ -251,6 +261,10 @@ def test_citation_is_complete() -> None:
 
 def test_scoreboard_of_the_readme_is_the_generated_one() -> None:
     assert _text("README.md") == scoreboard.with_table(_text("README.md"))
+
+
+def test_the_badge_is_the_generated_one() -> None:
+    assert _text("book/_static/badge.svg") == scoreboard.badge()
 
 
 def test_readme_is_finished() -> None:

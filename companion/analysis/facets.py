@@ -17,11 +17,17 @@ def assignments(model: MFCVAE, x: Tensor) -> list[Tensor]:
         return [prior.responsibilities(mean).argmax(-1).cpu() for (mean, _), prior in pairs]  # type: ignore[operator]
 
 
-def cluster_rules(model: MFCVAE, x: Tensor, *, draws: int, generator: torch.Generator) -> list[dict[str, Tensor]]:
-    """Return q(c_j|x) `[batch, K]` of every facet under "closed" (the optimum), "point" and "linear" (VaDE's mean)."""
+def cluster_rules(
+    model: MFCVAE, x: Tensor, *, draws: int, widen: float = 1.0, generator: torch.Generator
+) -> list[dict[str, Tensor]]:
+    """Return q(c_j|x) `[batch, K]` of every facet under "closed" (the optimum), "point" and "linear" (VaDE's mean).
+
+    The posteriors' standard deviations are taken times `widen`.
+    """
     rules = []
     with torch.no_grad():
-        for (mean, std), prior in zip(model.encode(x), model.priors, strict=True):
+        for (mean, narrow), prior in zip(model.encode(x), model.priors, strict=True):
+            std = widen * narrow
             eps = torch.randn(draws, *mean.shape, generator=generator).to(mean)
             rules.append(
                 {

@@ -31,11 +31,12 @@ from companion.nn.mixture_prior import MixturePrior
 from companion.seeds import generator
 from companion.train import Ensemble, fit
 
-RULES = {claim.id: claim.rule for claim in claims.load("05_mfcvae").claims}
+CLAIMS = {claim.id: claim for claim in claims.load("05_mfcvae").claims}
 
 
-def passes(claim_id, **measures):
-    return rule_passes(RULES[claim_id], {name: Measure.of(name, value) for name, value in measures.items()})
+def passes(claim_id, *, direction=False, **measures):
+    rule = CLAIMS[claim_id].direction if direction else CLAIMS[claim_id].rule
+    return rule_passes(rule, {name: Measure.of(name, value) for name, value in measures.items()})
 
 
 def a_model(latents=(3, 2), clusters=(5, 4), *, network=DenseLadder, inputs=12, seed=0, **options):
@@ -309,8 +310,12 @@ def test_roles_are_consistent_only_where_every_seed_agrees():
     assert facets.role_consistency(torch.stack([straight] * 4)) == 1.0
     assert facets.role_consistency(torch.stack([straight, straight, straight, straight.flip(0)])) == 0.75
     assert facets.role_consistency(torch.stack([both_in_one] * 4)) == 0.0
-    assert not passes("C7a", both=1.0, best_joint=0.5, best_other=1.0)
-    assert not passes("C7a", both=0.75, best_joint=0.5, best_other=0.5)
+    good = dict(both=1.0, best_joint=0.5, best_other=0.8, leak=[0.0, 0.01], leak_joint=[0.3, 0.3])
+    assert passes("C7a", **good)
+    assert not passes("C7a", **good | {"best_other": 1.0})
+    assert not passes("C7a", **good | {"both": 0.75})
+    for direction in (False, True):  # one seed's role apart, and facets as mixed as under joint training
+        assert not passes("C7a", direction=direction, **good | {"best_joint": 0.8, "leak": [0.3, 0.3]})
 
 
 class Oracle:
@@ -386,9 +391,68 @@ def test_stroke_factors_see_a_shear_and_a_thick_pen():
     assert nmi(factors[:, :, 1].flatten(), torch.arange(25) % 5) > 0.5
 
 
+def test_posteriors_twice_as_wide_fail_both_halves_of_the_agreement_of_rules():
+    prior = MixturePrior(8, 2, generator=generator(2, "p")).requires_grad_(False)
+    prior.raw.copy_(0.05 + torch.rand(8, 2, generator=generator(0, "raw")))
+    codes = torch.randn(400, 2, generator=generator(0, "codes"))
+
+    class Fixed:
+        priors = (prior,)
+
+        def encode(self, x):
+            return [(x, torch.full_like(x, 0.5))]
+
+    def agree(widen):
+        (found,) = facets.cluster_rules(Fixed(), codes, draws=400, widen=widen, generator=generator(0, "rules"))
+        best = found["closed"].argmax(-1)
+        return {name: [float((found[name].argmax(-1) == best).double().mean())] * 2 for name in ("point", "linear")}
+
+    narrow, wide = agree(1e-3), agree(2.0)
+    assert passes("C5b", **narrow)
+    assert not passes("C5b", **narrow | {"point": wide["point"]})
+    assert not passes("C5b", **narrow | {"linear": wide["linear"]})
+
+
+def test_vade_s_released_log_weight_inside_the_sum_over_dimensions_is_a_power_of_the_weight():
+    """Released get_gamma: exp(sum over D of log π_c - log(2πλ)/2 - (z-μ)²/2λ), normalised over c."""
+    dim, prior = 10, MixturePrior(3, 10, variance=1.0, generator=generator(0, "vade")).double().requires_grad_(False)
+    prior.logits.copy_(torch.tensor([0.0, 0.4, -0.7]))
+    z, variance = torch.randn(20, 1, dim, generator=generator(0, "z")).double(), prior.variances()
+    inside = prior.log_weights()[:, None] - 0.5 * ((2 * math.pi * variance).log() + (z - prior.means) ** 2 / variance)
+    released = inside.sum(-1).softmax(-1)
+    assert float((released - prior.responsibilities(z[:, 0])).abs().max()) > 0.05  # not p(c|z)
+    prior.logits.copy_(dim * prior.logits)  # π to the power of D
+    torch.testing.assert_close(released, prior.responsibilities(z[:, 0]))
+
+
+def test_cells_that_carry_a_facet_s_optimum_come_from_its_marginal_alone():
+    first, second = (MixturePrior(k, 1, spread=1.5, generator=generator(k, "c2")).double() for k in (3, 4))
+    for prior in (first.requires_grad_(False), second.requires_grad_(False)):
+        prior.raw.add_(0.8)
+    eps, weights = pools.gauss_hermite(torch.zeros(1, 2).double(), torch.ones(1, 2).double(), 60)
+    one, two = eps[:, 0, :1], 0.9 * eps[:, 0, :1] + math.sqrt(1 - 0.81) * eps[:, 0, 1:]
+    log_1, log_2 = (p.log_components(z).log_softmax(-1) for p, z in ((first, one), (second, two)))
+    joint = (log_1[:, :, None] + log_2[:, None, :]).flatten(1)
+    solved = pools.minimise_on_simplex(
+        lambda r: (weights[:, None] * (torch.xlogy(r, r) - r * joint)).sum(), torch.full((12,), 1 / 12).double()
+    )
+    z, w = pools.gauss_hermite(torch.zeros(1, 1).double(), torch.ones(1, 1).double(), 200)
+    parts = [pools.log_pool(w @ p.log_components(z)[:, 0].log_softmax(-1))[0] for p in (first, second)]
+    product = (parts[0][:, None] * parts[1]).flatten()
+    apart = float((solved - product).abs().max())
+    assert passes("C2", cells=apart, information=0.0, value=0.0)
+    mean = weights @ joint.exp()
+    assert not passes("C2", cells=float((mean - product).abs().max()), information=0.0, value=0.0)
+
+
 def test_missing_effects_fail_their_rules():
-    assert not passes("C5a", four=0.1, closed=0.0, spread=0.02)
+    assert passes("C5a", four_by=[0.0, 0.01, -0.01], closed_by=[0.0, 0.01, -0.01])
+    for wrong in ([-0.3, -0.2, -0.25], [0.06, -0.06, 0.0]):  # worse, and too few runs to tell
+        assert not passes("C5a", four_by=wrong, closed_by=[0.0, 0.01, -0.01])
+        assert not passes("C5a", four_by=[0.0, 0.01, -0.01], closed_by=wrong)
     assert not passes("C5b", point=[0.9, 0.9], linear=[1.0, 1.0])
+    narrowly = dict(diagonal=1.0, colour=[1.0, 1.0, 1.0, 1.0, 0.82], digit=[0.75, 0.76, 0.75, 0.77, 0.76])
+    assert not passes("C6a", **narrowly) and passes("C6a", direction=True, **narrowly)  # means that luck may lift
     assert not passes("C6b", leak=[0.01, 0.01], colour=[1.0, 1.0], ratio=[1.0, 1.0])
     assert not passes("C6c", digit=[-0.2, -0.1], style=[0.1, 0.1])
     assert not passes("C6d", floor_hue=[0.2], floor_shape=[0.3], wall_hue=[0.2], wall_shape=[0.3])
@@ -405,10 +469,18 @@ def test_missing_effects_fail_their_rules():
     assert not passes("C8d", ours=same_two, twice=[0.8, 0.8], image_ours=[0.6, 0.6], image_twice=[0.5, 0.5])
     assert not passes("C10", agreement=[0.1, 0.1], diversity=[1.0, 1.0])
     assert not passes("C11", shallow=[0.0, 0.0], deep=[0.2, 0.2])
+    assert not passes("C11", direction=True, shallow=[0.0, 0.0], deep=[0.006, -0.006])
     assert not passes("B1", closed=same, marginal=same)
-    assert not passes("B2", within=[0.0] * 4, regret=0.0)
-    assert not passes("B2", within=[0.9] * 4, regret=0.3)
-    assert not passes("B3", strong=[0.0, 0.0], middle=[0.0, 0.0], weak=[0.0, 0.0])
+    good = dict(within=[0.9] * 4, regret=0.0, chance=0.04)
+    assert passes("B2", **good) and not passes("B2", **good | {"within": [0.0] * 4})
+    for direction in (False, True):  # a bad choice, and one that a third of all models match
+        assert not passes("B2", direction=direction, **good | {"regret": 0.3})
+        assert not passes("B2", direction=direction, **good | {"chance": 0.36})
+    moves = dict(strong=[0.9, 0.9], middle=[0.4, 0.3], weak=[-0.4, -0.4], digit_share=0.3, colour_share=0.2)
+    assert passes("B3", **moves)
+    assert not passes("B3", **moves | {"middle": [-0.4, -0.5]})  # k-means and untrained networks follow the variance
+    assert not passes("B3", **moves | {"digit_share": 0.2, "colour_share": 0.3})
+    assert not passes("B3", **moves | {"strong": [0.0, 0.0], "middle": [0.0, 0.0], "weak": [0.0, 0.0]})
 
 
 def test_mutual_information_is_that_of_scikit_learn():

@@ -197,6 +197,14 @@ def judged(claim_id, **values):
     return ledger.passes([c for c in claim.rule if c.names() <= given.keys()], given)
 
 
+def refused(claim_id, **values):
+    """Whether a twin that gives every measure ruled on gets no status, neither by the rule nor by its direction."""
+    claim = CLAIMS[claim_id]
+    given = {name: Measure.of(name, value) for name, value in values.items()}
+    assert claim.ruled() <= given.keys()
+    return not ledger.lets_through(claim, given)
+
+
 def small_family(steps, stds=(0.1, 1.0), seed=0):
     torch.set_default_dtype(torch.float32)
     t = torch.rand(1_024, 1, generator=generator(seed, "t")) * 2 - 1
@@ -237,7 +245,7 @@ def test_a_collapsed_vae_is_smooth_for_nothing_and_fails_the_formula_and_the_err
     """All codes at the prior: σ = 1, a constant decoder."""
     learned, predicted = torch.ones(50, 2), torch.ones(50, 2)
     flat = torch.corrcoef(torch.stack([learned.log().flatten(), predicted.log().flatten()]))[0, 1]
-    assert not judged("C8b", correlation=flat, ratio=1.0)
+    assert not judged("C8b", correlation_01=flat, ratio_01=1.0)
     trained, x = small_family(600)
     error = (x - trained[0].reconstruct(x)).square().sum(1).mean()
     collapsed = (x - x.mean(0)).square().sum(1).mean()
@@ -249,8 +257,83 @@ def test_a_variance_taken_for_a_std_fails_the_ratio_but_not_the_correlation():
     mixed_up = predicted.sqrt()
     correlation = torch.corrcoef(torch.stack([predicted.log(), mixed_up.log()]))[0, 1]
     assert float(correlation) == pytest.approx(1)  # why the rule has a ratio
-    assert judged("C8b", correlation=0.99, ratio=1.0)
-    assert not judged("C8b", correlation=correlation, ratio=predicted.mean() / mixed_up.mean())
+    assert judged("C8b", correlation_01=0.99, ratio_01=1.0)
+    assert not judged("C8b", correlation_01=correlation, ratio_01=predicted.mean() / mixed_up.mean())
+
+
+def test_predictions_of_other_images_pass_the_pooled_correlation_and_fail_inside_a_dimension():
+    level = torch.tensor([0.05, 0.1, 1.0, 1.0])  # two dimensions in use, two idle: the pooled correlation sees these
+    learned = level * (0.1 * torch.randn(200, 4, generator=generator(0, "images"))).exp()
+    other = learned[torch.randperm(200, generator=generator(0, "other"))]
+
+    def correlation(a, b):
+        return torch.corrcoef(torch.stack([a.log().flatten(), b.log().flatten()]))[0, 1]
+
+    pooled, within = correlation(learned, other), correlation(learned[:, 0], other[:, 0])
+    labels = ("01", "03", "10", "30")
+    twin = {f"correlation_{k}": pooled for k in labels} | {f"within_{k}": within for k in labels}
+    assert judged("C8b", correlation_01=pooled)
+    assert refused("C8b", **twin, **{f"ratio_{k}": 1.0 for k in labels})
+
+
+def test_a_mere_stretch_lowers_degrees_and_constants_and_gets_no_status():
+    """Under the prior all fall; under the codes' own Gaussian, and times the spread of the codes, nothing does."""
+    falling = {"01": 5.0, "03": 4.0, "05": 3.0, "07": 2.5, "10": 2.0}
+    degree = {f"degree_{k}": v for k, v in falling.items()}
+    centroid = {f"centroid_{k}": v for k, v in falling.items() if k != "07"}
+    seen = {f"seen_{k}": 5.0 for k in falling}
+    assert refused("C4a", **{k: v for k, v in (degree | centroid | seen).items() if not k.endswith("_07")})
+    assert refused("C4b", **degree, **seen, linear_01=0.8, linear_10=0.9)
+    raw = {f"{name}_{k}": falling[k] for name in ("mean", "sampled", "product", "sdp") for k in ("01", "10")}
+    scaled = {f"{name}_{k}": 5.0 for name in ("scaled", "scaled_product", "scaled_sdp") for k in ("01", "10")}
+    assert refused("C5b", violations=0.0, small_error=0.5, **raw, **scaled)
+    assert not refused("C5b", violations=0.0, small_error=0.5, **raw, **scaled | {"scaled_10": 4.0})  # so it can be met
+
+
+def test_a_product_bound_that_falls_less_than_the_codes_spread_fails_the_rule():
+    assert judged("C5b", product_01=50.0, product_10=28.0)
+    assert not judged("C5b", product_01=50.0, product_10=28.0, scaled_product_01=50.0, scaled_product_10=28.0 * 2)
+
+
+def test_raw_jacobians_that_fall_as_codes_shrink_are_no_sign_of_one_knob():
+    labels = ("01", "03", "10", "30")
+    raw = {f"{name}_{k}": 4.0 - i for name in ("decoder", "encoder") for i, k in enumerate(labels)}
+    still = {f"{name}_{k}": 1.2 for name in ("seen", "rough") for k in labels}
+    assert refused("C8c", **raw, **still)
+
+
+def test_an_encoder_that_reads_smoother_directions_fails_the_degree():
+    """A linear encoder: degree one whatever it reads, though its Jacobian and roughness fall."""
+    falling = dict(zip(("000", "025", "050", "100"), (1.2, 1.1, 1.0, 0.9), strict=True))
+    smoother = {f"{name}_{k}": v for name in ("jacobian", "rough") for k, v in falling.items()}
+    assert not judged("C6b", **smoother, nonlinear_000=1.0, nonlinear_100=1.0)
+    assert judged("C6b", **smoother, nonlinear_000=1.1, nonlinear_100=1.0)
+    orders = dict(zip(("01", "03", "05", "07", "10"), (1.5, 1.4, 1.3, 1.2, 1.1), strict=True))
+    assert not judged("C7", **{f"rough_{k}": v for k, v in orders.items()}, nonlinear_01=1.0, nonlinear_10=1.0)
+
+
+def test_shrunk_outputs_are_not_robust_though_every_damage_falls():
+    raw = dict(small_01=1.6, small_05=1.4, small_10=1.2, large_01=6.4, large_05=5.6, large_10=4.8, spearman=1.0)
+    assert judged("C9", **raw)
+    assert refused("C9", **raw, relative_01=0.17, relative_10=0.17, relative_large_01=0.6, relative_large_10=0.6)
+    assert not judged("C11", damage=[1.0, 1.0])
+
+
+def test_a_tenth_of_a_tight_bound_is_still_below_and_fails_the_tightness():
+    n = 8
+    attacked = torch.linspace(1, 2, 40)
+    bound = attacked / 1.5  # spectral norm in place of the Frobenius norm would make it exact
+    for factor, holds in ((1.0, True), (0.1, False)):
+        below, tightness = (factor * bound <= attacked).double().mean(), (attacked / (factor * bound)).median()
+        assert below == 1
+        assert judged("C10", below=below, tightness=tightness, norms=n**0.5) is holds
+
+
+def test_shrinking_the_outputs_is_no_defence_and_retraining_on_noise_recovers_nothing_by_missing_noise():
+    assert judged("B2", cost=0.4, shrinking=0.8)
+    assert not judged("B2", cost=0.4, shrinking=1.0)
+    assert refused("B3", recovered=0.9, added=[0.0, 0.0])
+    assert not judged("B3", recovered=0.9, added=[0.6, 0.4])
 
 
 def test_codes_with_the_variance_in_place_of_the_std_fail_the_oracle():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -30,6 +31,21 @@ def page(browser: Browser) -> Iterator[Page]:
     made = browser.new_page(viewport={"width": 1280, "height": 900})
     yield made
     made.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 360), ("dark", 360)])
+def test_axe_finds_nothing_serious_in_the_dark_or_on_a_telephone(
+    browser: Browser, address: str, contents: list[str], scheme: str, width: int
+) -> None:
+    chapter = next(name for name in contents if name.startswith("notebooks/"))
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    found = {}
+    for name in (contents[0], "book/scoreboard", "book/notation", "book/speed", chapter):
+        page.goto(f"{address}/{name}.html")
+        page.evaluate("window.MathJax?.startup?.promise")
+        found[name] = violations(page)
+    page.close()
+    assert not {name: lines for name, lines in found.items() if lines}
 
 
 def test_axe_finds_nothing_serious_on_any_page(page: Page, address: str, contents: list[str]) -> None:
@@ -85,10 +101,24 @@ def test_no_page_is_wider_than_a_small_window(browser: Browser, address: str, co
     assert not wide
 
 
-def test_every_drawn_figure_offers_its_numbers(page: Page, address: str, contents: list[str]) -> None:
-    chapter = next(name for name in contents if name.startswith("notebooks/"))
-    page.goto(f"{address}/{chapter}.html")
-    links = page.locator("figcaption a.download").evaluate_all("links => links.map(a => a.href)")
-    assert len(links) >= page.locator("figure").count() - 1  # all but the chapter's pictures of other kinds
-    text = page.request.get(links[0]).text()
-    assert text.startswith("panel,title,x axis,y axis,kind,label,index,x,y,value\n") and text.count("\n") > 2
+def test_every_drawn_figure_offers_its_numbers_and_a_picture_none(
+    page: Page, smoke_html: Path, address: str, contents: list[str]
+) -> None:
+    for name in (name for name in contents if name.startswith("notebooks/")):
+        page.goto(f"{address}/{name}.html")
+        links = page.locator("figcaption a.download").evaluate_all("links => links.map(a => a.href)")
+        offered = {Path(urlsplit(link).path).stem: page.request.get(link).text() for link in links}
+        for text in offered.values():
+            assert text.startswith("panel,title,x axis,y axis,kind,label,index,x,y,value\n") and text.count("\n") > 1
+        saved = (smoke_html.parent / "figures" / "smoke" / Path(name).name).glob("*.csv")
+        drawn = {file.stem for file in saved if file.read_text("utf-8").count("\n") > 1}
+        assert drawn and set(offered) == drawn
+
+
+def test_every_chapter_prints(page: Page, address: str, contents: list[str]) -> None:
+    page.emulate_media(media="print")
+    for name in (name for name in contents if name.startswith("notebooks/")):
+        page.goto(f"{address}/{name}.html")
+        page.evaluate("window.MathJax?.startup?.promise")
+        printed = page.pdf()
+        assert printed.startswith(b"%PDF-") and len(printed) > 300_000, name

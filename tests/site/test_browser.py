@@ -55,11 +55,16 @@ CONTRAST = r"""() => {
   const over = (top, under) => under.map((u, i) => top[i] * top[3] / 255 + u * (1 - top[3] / 255));
   const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-  const behind = node => node
-    ? over(paint(getComputedStyle(node).backgroundColor), behind(node.parentElement)) : [255, 255, 255];
+  const grounds = new Map([[null, [255, 255, 255]]]);
+  const behind = node => {
+    if (!grounds.has(node))
+      grounds.set(node, over(paint(getComputedStyle(node).backgroundColor), behind(node.parentElement)));
+    return grounds.get(node);
+  };
   const found = new Set();
-  const texts = "p, li, td, th, dt, dd, h1, h2, h3, figcaption, a, code, pre span, .chip";
-  for (const node of document.querySelectorAll(texts)) {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+  for (const node of document.querySelectorAll("main *, nav *, aside *, .table-filter *")) {
+    if (node.closest("mjx-container, script, style, template")) continue;
     if (![...node.childNodes].some(child => child.nodeType === 3 && child.data.trim())) continue;
     if (!node.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
     const ground = behind(node);
@@ -209,13 +214,28 @@ FAULTY = {
     "mathematics with an error": "<mjx-merror>Undefined control sequence</mjx-merror>",
     "contrast": '<p style="color: #999; background: #aaa">grey on grey</p>',
 }
+GREY = 'style="color: #999; background: #aaa"'
+FAULTY |= {
+    f"contrast 1.2: <{tag} ": f"{before}<{tag} {GREY}>grey on grey</{tag}>"
+    for tag, before in {
+        "summary": "<details>",
+        "button": "",
+        "label": "",
+        "strong": "",
+        "em": "",
+        "h4": "",
+        "span": "",
+        "output": "<form class=table-filter>",
+        "option": "<select size=2>",
+    }.items()
+}
 
 
 @pytest.mark.parametrize("scheme", ["light"], indirect=True)
 @pytest.mark.parametrize(("expected", "body"), FAULTY.items(), ids=FAULTY)
 def test_checker_finds_the_fault(context: BrowserContext, tmp_path: Path, expected: str, body: str) -> None:
     page = tmp_path / "page.html"
-    page.write_text(f"<!doctype html><title>t</title>{GOOD}{body}", "utf-8")
+    page.write_text(f"<!doctype html><title>t</title><main>{GOOD}{body}", "utf-8")
     found = faults(context, page.as_uri())
     assert any(line.startswith(expected) for line in found), found
 
@@ -223,7 +243,7 @@ def test_checker_finds_the_fault(context: BrowserContext, tmp_path: Path, expect
 @pytest.mark.parametrize("scheme", ["light"], indirect=True)
 def test_checker_passes_a_good_page(context: BrowserContext, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text(f"<!doctype html><title>t</title>{GOOD}", "utf-8")
+    page.write_text(f"<!doctype html><title>t</title><main>{GOOD}", "utf-8")
     assert faults(context, page.as_uri()) == []
 
 

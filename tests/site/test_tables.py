@@ -104,6 +104,24 @@ def test_other_tables_are_left_alone(page: Page) -> None:
     assert page.locator("body > table button").count() == 0
 
 
+def test_the_scoreboard_is_such_a_table(browser: Browser, smoke_html: Path) -> None:
+    board = browser.new_page()
+    board.goto((smoke_html / "book" / "scoreboard.html").as_uri())
+    rows = board.locator(".filterable tbody tr")
+    total = rows.count()
+    links = rows.locator("td:nth-child(2) a").evaluate_all("links => links.map(a => a.getAttribute('href'))")
+    assert total > 100 and len(set(links)) == len(links) == total
+    assert all("/notebooks/" in link and "#claim-" in link for link in links)
+    assert board.locator("output").inner_text() == f"{total} of {total} rows"
+    board.get_by_label("Containing").fill("not reproduced")
+    shown = board.locator(".filterable tbody tr:visible")
+    assert 0 < shown.count() < total
+    assert board.locator("output").inner_text() == f"{shown.count()} of {total} rows"
+    assert all("not" in text.lower() and "reproduced" in text.lower() for text in shown.all_text_contents())
+    assert shown.locator(".chip-not-reproduced").count() == rows.locator(".chip-not-reproduced").count() > 0
+    board.close()
+
+
 def test_without_a_script_it_is_a_plain_table(browser: Browser, address: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     plain = context.new_page()

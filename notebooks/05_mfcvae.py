@@ -750,7 +750,7 @@ display(Code(inspect.getsource(MFCVAE.facet_terms), language="python"))
 # ### Coloured digits: four variants, many seeds
 #
 # Ladder or shared networks (all facets leave the last encoder layer), progressive or joint training, and three more objectives, on the same seeds. The gate is 1 here; the released MNIST model has 0.1, so that a shallow facet enters softly, and joint
-# training is tried with both. "Four samples" has four in the prior and cluster terms and one in the reconstruction. Settings were chosen with labels, on other seeds than those of this page.
+# training is tried with both. "Four samples" has four in the prior and cluster terms and one in the reconstruction. Settings were chosen with labels, on the same images and on other seeds than those of this page.
 
 # %% tags=["hide-input"]
 digit_sets = {split: chapter.load("digits", split) for split in ("train", "test")}
@@ -1804,8 +1804,8 @@ if paper_scale:
 # - **Stroke style only in part** (C6c). On MNIST the shallow facet takes thickness; slant stays with the digit in the deep facet at this budget.
 # - **MNIST at a fraction of the budget** (C8b; passes over the data are printed beside {numref}`mfcvae-mnist`). Below k-means at the same number of clusters; the paper's 92 % took 402 passes over 60,000 images. In trial runs that are not recorded, learned weights starved
 #   clusters at this budget, so the `cpu` profile keeps them uniform.
-# - **Colours are easy to lose.** In trial runs that are not recorded, brighter colours or a smaller $\sigma$ let the likelihood outweigh the prior: a cluster covers two colours early and never lets go, and more clusters do not help. The headline holds in a regime that
-#   had to be found, with labels, on other seeds.
+# - **Colours are easy to lose.** In trial runs that are not recorded, brighter colours or a smaller $\sigma$ let the likelihood outweigh the prior: a cluster covers two colours early and never lets go, and more clusters do not help. The headline's regime
+#   had to be found, with labels, on other seeds but on the same images.
 # - **Samples at temperature ½** keep their cluster less often than asked (C10). A first run, on other seeds and with diversity pooled over clusters, had passed.
 # - **Correlated factors leak** (C11), into the deep facet more than into the shallow one; but the two partitions share *less* than the factors do, as a product prior asks.
 # - **Purity is generous.** It counts many clusters per label; the table beside C8c has Hungarian accuracy, NMI and ARI. NMI on a few hundred images is biased upwards by more than the differences at stake: see {ref}`ex-mfcvae-nmi`.
@@ -1830,7 +1830,7 @@ display(Markdown(
 #
 # ```{exercise} When do the rules disagree?
 # :label: ex-mfcvae-rules
-# All rules name the same cluster when posteriors are narrow. For two clusters with unequal *variances*, find a posterior $\mathcal N(m, s^2)$ for which the optimum and $p(c\mid m)$ name different clusters. Which term does it?
+# All rules name the same cluster when posteriors are narrow compared with the clusters. For two clusters with unequal *variances*, find a posterior $\mathcal N(m, s^2)$ for which the optimum and $p(c\mid m)$ name different clusters. Which term does it?
 # ```
 #
 # ````{solution-start} ex-mfcvae-rules

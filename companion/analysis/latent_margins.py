@@ -6,7 +6,6 @@ in the perturbation, hence an estimate; a *certificate* holds as stated; an *att
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.special import ndtr, ndtri
 
 from companion.analysis.attacks import Box, pgd, project
 from companion.analysis.lipschitz import linear_layers
-from companion.analysis.robustness import Deviation, clopper_pearson
+from companion.analysis.robustness import Deviation, Judged, clopper_pearson, judged
 from companion.nn.jacobians import jacobians
 from companion.train.ensemble import Ensemble
 
@@ -46,21 +45,6 @@ def member_deviation(
 
 
 # --- attacked margins, for several r from one attack ---
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What perturbations of growing size do, on fresh draws; upper bounds on the margins for each r.
-
-    `radius` `[r, batch]` is the norm of the smallest perturbation that breaks r-robustness by the binomial test,
-    infinite where none does; `share` `[r, sizes, batch]` the fraction of draws within r, `clean` `[r, batch]` without
-    a perturbation; `median` `[1 + sizes, batch]` that of the deviation, the unperturbed one first.
-    """
-
-    radius: Tensor
-    share: Tensor
-    clean: Tensor
-    median: Tensor
 
 
 def maximum_damage(
@@ -108,17 +92,11 @@ def judge(
 ) -> Judged:  # fmt: skip
     """Test perturbations `delta` `[sizes, batch, d]` of `x` `[batch, d]` for every `r` `[r]` on shared fresh draws."""
     eps = _draw(generator, draws, len(x), latents, x)
-    clean = deviation(x, x, eps)[:, None]
+    clean = deviation(x, x, eps)
     wide = x.expand(len(delta), -1, -1).flatten(0, 1)
     repeated = eps[:, None].expand(-1, len(delta), -1, -1).flatten(1, 2)
     attacked = deviation(wide + delta.flatten(0, 1), wide, repeated).unflatten(1, delta.shape[:2])
-    both = torch.cat([clean, attacked], 1)  # [draws, 1 + sizes, batch]
-    inside = torch.stack([(both <= limit).sum(0) for limit in r])  # [r, 1 + sizes, batch]
-    broken = (clopper_pearson(inside, draws, level)[1] <= 0.5).to(x.device)
-    norms = torch.cat([torch.zeros_like(clean[0]), delta.norm(dim=-1)])
-    radius = torch.where(broken, norms, torch.inf).amin(1)
-    share = inside / draws
-    return Judged(radius.double().cpu(), share[:, 1:].cpu(), share[:, 0].cpu(), both.median(0).values.cpu())
+    return judged(attacked, clean, delta.norm(dim=-1), r, level=level)
 
 
 def refined(

@@ -43,6 +43,39 @@ def median_bounds(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What perturbations do, on fresh draws; upper bounds on the margins for each r.
+
+    `radius` `[r, batch]` is the norm of the smallest perturbation that breaks r-robustness by the binomial test,
+    infinite where none does, 0 where the clean reconstruction fails; `share` `[r, sizes, batch]` the fraction of draws
+    within r, `clean` `[r, batch]` without a perturbation; `median` `[1 + sizes, batch]` that of the deviation, the
+    unperturbed one first.
+    """
+
+    radius: Tensor
+    share: Tensor
+    clean: Tensor
+    median: Tensor
+
+
+def judged(attacked: Tensor, clean: Tensor, norms: Tensor, r: Tensor, *, level: float) -> Judged:
+    """Judge deviations at every r of `r` `[r]`: r-robustness is broken where P(D <= r) <= 1/2 at confidence `level`.
+
+    `attacked` is `[draws, sizes, batch]`, `clean` `[draws, batch]`, and `norms` `[sizes, batch]` those of the
+    perturbations.
+    """
+    n = len(attacked)
+    inside = torch.stack([(attacked <= limit).sum(0) for limit in r])
+    inside_clean = torch.stack([(clean <= limit).sum(0) for limit in r])
+    broken, failing = (clopper_pearson(count, n, level)[1] <= 0.5 for count in (inside, inside_clean))
+    radius = torch.where(broken, norms.double().cpu(), torch.inf).amin(1)
+    median = torch.cat([clean.median(0).values[None], attacked.median(0).values])
+    return Judged(
+        torch.where(failing, 0.0, radius), (inside / n).cpu(), (inside_clean / n).cpu(), median.cpu()
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class AttackedMargin:
     """Upper bounds on the margin: `radius` `[batch]` of the smallest attack that broke r-robustness.
 
@@ -92,10 +125,6 @@ def attacked_margin(
         generator=generator,
     )  # fmt: skip
     with torch.no_grad():
-        inside = (deviation(x + attack.delta, x, fresh[:, None]) <= r).sum(0)
-        clean = (deviation(x, x, fresh) <= r).sum(0)
-    broken = clopper_pearson(inside, test_draws, level)[1] <= 0.5
-    norms = attack.delta.norm(dim=-1).double().cpu()
-    smallest = torch.where(broken, norms, torch.inf).min(0).values
-    smallest = torch.where(clopper_pearson(clean, test_draws, level)[1] <= 0.5, 0.0, smallest)
-    return AttackedMargin(smallest, (inside / test_draws).cpu(), attack.delta, (clean / test_draws).cpu())
+        attacked, clean = deviation(x + attack.delta, x, fresh[:, None]), deviation(x, x, fresh)
+    found = judged(attacked, clean, attack.delta.norm(dim=-1), torch.tensor([r]).to(x), level=level)
+    return AttackedMargin(found.radius[0], found.share[0], attack.delta, found.clean[0])

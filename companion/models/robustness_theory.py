@@ -136,20 +136,6 @@ def deviation(model: Any, part: str = "both") -> Callable[[Tensor, Tensor, Tenso
     return measure
 
 
-def pair_deviation(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return the deviation of the certification paper, between two *random* reconstructions.
-
-    As `deviation`, but with twice the draws: `eps` is `[draws, batch, 2n]`.
-    """
-
-    def measure(v: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-        (mean, std), (clean_mean, clean_std) = model.encode(v), model.encode(x)
-        one, two = eps.chunk(2, -1)
-        return (model.decode(mean + std * one) - model.decode(clean_mean + clean_std * two)).norm(dim=-1)
-
-    return measure
-
-
 def fixed_scale(model: GaussianVAE, std: float) -> GaussianVAE:
     """Return a copy of a fully connected VAE with the same means and decoder and the constant posterior scale `std`."""
     encoder: Any = copy.deepcopy(model.encoder)  # a Sequential

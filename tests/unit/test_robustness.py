@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import binom, ncx2
 
-from companion.analysis.robustness import attacked_margin, clopper_pearson, median_bounds
+from companion.analysis.robustness import attacked_margin, clopper_pearson, judged, median_bounds
 from companion.seeds import generator
 
 
@@ -40,6 +40,22 @@ def test_the_attacked_margin_brackets_the_exact_one_and_a_swapped_r_does_not():
     assert (found.radius <= exact + 0.25).all()  # the test needs a clear majority, hence a little more
     other = attacked_margin(linear_deviation(scale), x, 1.0, grid, noise_size=4, generator=generator(0, "attack"))
     assert (other.radius < exact).all()
+
+
+def test_judging_takes_the_smallest_norm_that_certainly_breaks_each_r_and_zero_where_the_clean_data_fail():
+    clean = torch.full((100, 2), 0.5)
+    attacked = torch.stack([clean, clean + 1, clean + 2], 1)  # [draws, sizes, batch]
+    attacked[:55, 1] = 0.5  # just over half within 1 keeps it
+    norms = torch.tensor([[1.0, 1.5], [2.0, 2.5], [3.0, 3.5]])
+    found = judged(attacked, clean, norms, torch.tensor([0.4, 1.0, 2.0, 9.0]), level=0.999)
+    assert found.radius.tolist() == [[0, 0], [3.0, 3.5], [3.0, 3.5], [torch.inf] * 2]
+    assert found.share[1, :, 0].tolist() == pytest.approx([1, 0.55, 0])
+    assert found.clean[:, 0].tolist() == [0, 1, 1, 1]
+    assert found.median[:, 0].tolist() == [0.5, 0.5, 0.5, 2.5]
+    attacked[:45, 1], attacked[45:, 1] = 0.5, 1.5  # 45 of 100 within r are no proof of a minority, 30 are
+    assert judged(attacked, clean, norms, torch.tensor([1.0]), level=0.999).radius[0, 0] == 3
+    attacked[30:, 1] = 1.5
+    assert judged(attacked, clean, norms, torch.tensor([1.0]), level=0.999).radius[0, 0] == 2
 
 
 def test_noise_alone_gives_margin_zero_and_no_attack_gives_infinity():

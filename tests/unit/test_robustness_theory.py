@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scipy.stats import chi2, ncx2
+from scipy.stats import chi2, ncx2, page_trend_test
 from torch.distributions import Normal, kl_divergence
 from torch.special import ndtr, ndtri
 
@@ -23,6 +23,7 @@ from companion.analysis.latent_margins import (
     shift_jacobian,
     strongest,
 )
+from companion.analysis.margin_profile import two_draws
 from companion.analysis.quadratic_forms import linear_margin, quadratic_cdf
 from companion.chapters import claims
 from companion.chapters.ledger import Measure, passes
@@ -37,7 +38,6 @@ from companion.models.robustness_theory import (
     normal_w2,
     optimal_std,
     output_objective,
-    pair_deviation,
     seatbelt_loss,
     stretched,
     total_correlation,
@@ -180,7 +180,8 @@ def test_the_reference_is_deterministic_and_parts_move_what_they_say():
         torch.testing.assert_close(deviation(model, part)(v, x, eps), expected)
     both = normals(2, 4, 6, purpose="pairs")
     expected = (model.decode(mv + sv * both[..., :3]) - model.decode(m + s * both[..., 3:])).norm(dim=-1)
-    torch.testing.assert_close(pair_deviation(model)(v, x, both), expected)
+    for chunk in (1, None):
+        torch.testing.assert_close(two_draws(model, chunk=chunk)(v, x, both), expected)
 
 
 def test_the_output_attack_maximises_the_targets_elbo():
@@ -420,8 +421,10 @@ def test_a_collapsed_model_fails_the_rule_on_trends_and_an_untrained_one_that_on
     assert deviation(model)(x + 5, x, eps).max() == 0  # robust to everything
     informative = float((model.reconstruct(x) - x).norm(dim=-1).mean() / (x - x.mean(0)).norm(dim=-1).mean())
     trends = dict(std=0.9, jacobian=-0.9, bound=0.9, margin=0.9)
-    assert holds("C7", **trends, informative=0.8)
-    assert not holds("C7", **trends, informative=informative)
+    assert holds("C7", **trends, page=0.001, informative=0.8)
+    assert not holds("C7", **trends, page=0.001, informative=informative)
+    chance = torch.rand(10, 6, generator=generator(0, "chance")).numpy()  # images by betas, no trend
+    assert not holds("C7", **trends, page=float(page_trend_test(chance).pvalue), informative=0.8)
     blank, dev = members(), member_deviation(members(), deviation, 4)
     wide, options = x[:4].repeat(len(blank), 1), dict(latents=3, generator=generator(0, "untrained"))
     delta = maximum_damage(dev, wide, torch.tensor([0.5]), draws=4, steps=5, **options)
@@ -437,3 +440,53 @@ def test_beta_left_out_or_a_standard_deviation_fails_the_posterior_scale_rule():
     assert holds("C5b", ratio=(learnt / optimal_std(curvature, beta).square()).tolist(), correlation=0.99)
     assert not holds("C5b", ratio=(learnt / optimal_std(curvature, 1.0).square()).tolist(), correlation=0.99)
     assert not holds("C5b", ratio=(learnt / optimal_std(curvature, beta)).tolist(), correlation=0.99)
+    assert not holds("C5b", ratio=0.0, correlation=0.99)  # no latent is active: nothing was predicted
+
+
+def test_without_the_clean_probability_the_bridge_to_two_draws_is_false():
+    # g(z) = z, σ(x) = 1, σ(x + δ) = 0, the mean unmoved, r = 1: two draws are apart by one normal.
+    two, clean = (2 * ndtr(torch.tensor(r)) - 1 for r in (1.0, 0.5))
+    attacked = torch.tensor(1.0)
+    assert two >= attacked * clean
+    assert two < attacked.square()
+
+
+def test_an_untrained_network_passes_the_rule_on_the_mean_only_while_its_noise_is_counted():
+    model = vae((196, 64, 64), 8, generator=generator(0, "untrained")).requires_grad_(False)
+    x = torch.rand(6, 196, generator=generator(0, "images"))
+    damage = {}
+    for part in ("both", "mean"):
+        options = dict(latents=8, generator=generator(0, "attack"))
+        delta = maximum_damage(deviation(model, part), x, torch.tensor([0.5, 2.0]), draws=8, steps=10, **options)
+        damage[part] = judge(deviation(model), x, delta, torch.tensor([1.0]), draws=200, **options).median
+    clean = damage["both"][0]
+    counted = (damage["mean"][1:] / damage["both"][1:]).median(1).values.tolist()
+    beyond = ((damage["mean"][1:] - clean) / (damage["both"][1:] - clean)).median(1).values.tolist()
+    assert holds("C8", mean_share=counted)
+    assert not holds("C8", mean_share=beyond)
+
+
+def test_a_tiny_certificate_and_one_that_forgets_the_moving_scale_fail_the_rule():
+    exact = float((ndtri(torch.tensor(0.95)) / ndtri(torch.tensor(0.75))).log())  # |z| <= k under scales e^R, p₀ = 0.9
+    moving, held = (float(certified_margin(torch.tensor([0.9]), torch.tensor([0.1]), c)) / exact for c in (1.0, 0.0))
+    fine = dict(violations=0, positive=1, trap=0.1)
+    assert holds("B2", **fine, price=5.0, trap_scale=moving)
+    assert not holds("B2", **fine, price=5.0, trap_scale=held)
+    assert not holds("B2", **fine, price=1e7, trap_scale=1e-9)
+
+
+def test_another_seed_of_the_same_model_fails_the_rules_of_the_companion_paper():
+    assert not holds("C12a", latent=4.5, output=1.0, seeds=4.5)  # the better of two seeds, over the other
+    assert holds("C12a", latent=[5.0, 7.0], output=1.0, seeds=4.5)
+    assert not holds("C12c", encoder=0.05, decoder=-0.01, encoder_seeds=0.05, decoder_seeds=0.01)
+    assert holds("C12c", encoder=[0.06, 0.2], decoder=[-0.02, -0.1], encoder_seeds=0.05, decoder_seeds=0.01)
+    assert not holds("C12d", std=1.1, error=0.9, std_seeds=1.1, error_seeds=0.9)
+    assert not holds("C12b", seatbelt=-0.1, top=0.3)  # a top layer that carries nothing
+    assert not holds("C12b", seatbelt=0.9, top=20.0)
+
+
+def test_ratios_with_nothing_matched_fail_the_rule_on_equal_noise():
+    unmatched = [1.046, 1.028, 1.006, 1.0]
+    gap = sum(abs(v - 1) for v in unmatched) / 4
+    assert not holds("B6", matched=unmatched, gap=gap, gap_unmatched=gap)
+    assert holds("B6", matched=[1.01, 0.99], gap=0.01, gap_unmatched=gap)

@@ -1230,7 +1230,7 @@ norms_fixed = torch.tensor(s.fixed) * unit
 def crossing(name):
     """The norm at which the median deviation reaches r, interpolated in log norm between the radii, `[images]`."""
     damage = (
-        profiles[name].median.double().cummax(0).values
+        profiles[name].median[1:].double().cummax(0).values
     )  # a larger ball holds the smaller attack too
     first = (damage >= s.r).double().argmax(0).clamp_min(1)
     found = (damage >= s.r).any(0)

@@ -137,6 +137,17 @@ def test_a_full_disk_while_a_run_is_put_in_its_place_changes_nothing(
     assert tree().keys() == before.keys() and tree() != before
 
 
+def test_what_a_killed_publisher_put_aside_is_cleared_away(quick: Path) -> None:
+    aside = [paths.figures_dir("02_quick", "smoke"), paths.digest_file("02_quick", "smoke")]
+    aside = [path.with_name(f".{path.name}.old") for path in aside]
+    for path in aside:
+        path.parent.mkdir(parents=True)
+    (aside[0] / "nested").mkdir(parents=True)
+    aside[1].write_text("a key")
+    assert runner.run(["02"], "smoke")[0].state == "done"
+    assert not any(path.exists() for path in aside)
+
+
 @pytest.mark.parametrize(
     ("file", "damages"),
     [

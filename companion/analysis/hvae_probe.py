@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion.analysis.multires import frechet
+from companion.analysis.multires import frechet, nearest_means
 from companion.models.hierarchical_vae import HVAE, rms
 from companion.nn.haar import band_energies
 from companion.seeds import generator
@@ -74,9 +74,7 @@ def band_shares(found: Sequence[Tensor], bands: int) -> Tensor:
 
 def nearest_mean_accuracy(features: Tensor) -> float:
     """Return how often the nearest mean of the first half of the images names the cell; `[cells, images, d]`."""
-    half = features.shape[1] // 2
-    centres = features[:, :half].mean(1)
-    guess = torch.cdist(features[:, half:].flatten(0, 1), centres).argmin(1).view(len(features), -1)
+    guess = nearest_means(features)
     return float((guess == torch.arange(len(features), device=guess.device)[:, None]).double().mean())
 
 

@@ -105,16 +105,22 @@ def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
     return float((u * (v - v.mean())).sum() / u.square().sum())
 
 
+def nearest_means(features: Tensor) -> Tensor:
+    """Return the cell `[cells, images / 2]` that the second half of the images is assigned to, by its nearest mean.
+
+    `features` are `[cells, images, d]`; the means are those of the first half.
+    """
+    half = features.shape[1] // 2
+    centres = features[:, :half].mean(1)
+    return (features[:, half:, None] - centres).square().sum(-1).argmin(-1)
+
+
 def clock_r2(marks: Tensor) -> tuple[float, float]:
     """Return R² and accuracy with which the place of a cell is read from one number per image, `marks [cells, images]`.
 
-    Each image's mark is assigned to the cell whose mean over the first half of the images is nearest; scored on the
-    second half. Chance accuracy is 1 / cells; the R² of guessing the middle is 0.
+    By `nearest_means`. Chance accuracy is 1 / cells; the R² of guessing the middle is 0.
     """
-    half = marks.shape[1] // 2
-    centres = marks[:, :half].mean(1)
-    seen = marks[:, half:]
-    guess = (seen[..., None] - centres).abs().argmin(-1).double()
+    guess = nearest_means(marks[..., None]).double()
     truth = torch.arange(len(marks), dtype=torch.float64, device=marks.device)[:, None].expand_as(guess)
     r2 = 1 - (guess - truth).square().mean() / (truth - truth.mean()).square().mean()
     return float(r2), float((guess == truth).double().mean())

@@ -71,7 +71,7 @@ def test_the_rows_are_in_the_wheel():
 # --- statistics ---
 
 
-def test_the_reanalysis_of_the_brief(rows):
+def test_the_reanalysis_of_the_released_rows(rows):
     fixed, free = rows["same_seed"], rows["different_seeds"]
     loss, accuracy = (vc.sd_ratio(fixed[c], free[c]) for c in (0, 1))
     assert (loss.value, loss.low, loss.high, loss.p) == pytest.approx((0.759, 0.571, 1.007, 0.056), abs=1e-3)
@@ -162,7 +162,7 @@ def test_power_is_what_simulation_gives_and_runs_needed_is_the_smallest():
     assert float(vc.power(0.76, 50)) == pytest.approx(np.mean(found.p < 0.05), abs=0.02)
     n = vc.runs_needed(0.76)
     assert float(vc.power(0.76, n)) >= 0.8 > float(vc.power(0.76, n - 1))
-    approximate = (1.96 + 0.84) ** 2 / math.log(0.76) ** 2 + 1  # the normal approximation of the brief
+    approximate = (1.96 + 0.84) ** 2 / math.log(0.76) ** 2 + 1  # the normal approximation
     assert n == pytest.approx(approximate, rel=0.05)
 
 

@@ -1302,7 +1302,7 @@ chapter.claim(
 # ### Beta and the margin
 #
 # Four trends, over all images and members of one seed, on every data set: $\min_i\sigma_i$ up, $\|J\|_F$ down, bound up, and the one that matters, the attacked margin. For that one also Page's test of an increasing order, with the images as blocks, and
-# the correlation without the largest $\beta$. All seeds are MNIST's: Fashion-MNIST, here and in what follows, has one. The control gives the same networks the labels of others, half the grid away.
+# the correlation without the largest $\beta$. Only MNIST has several seeds: Fashion-MNIST, here and in what follows, has one. The control gives the same networks the labels of others, half the grid away.
 
 
 # %%

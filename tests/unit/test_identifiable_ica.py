@@ -384,12 +384,12 @@ def test_elbo_is_a_bound_and_tight_for_the_right_posterior():
     w = torch.diag(torch.tensor([1.5, 0.5]))
     precision = 1 + w.diagonal().square() / 0.25
     with torch.no_grad():
-        model.decoder.layers[0].weight.copy_(w)
-        model.decoder.layers[0].bias.zero_()
-        model.encoder.layers[0].weight.zero_()
-        model.encoder.layers[0].weight[:2, :2] = torch.diag(w.diagonal() / 0.25 / precision)
-        model.encoder.layers[0].bias.zero_()
-        model.encoder.layers[0].bias[2:] = torch.log(torch.expm1(1 / precision - 1e-6))
+        model.decoder[0].weight.copy_(w)
+        model.decoder[0].bias.zero_()
+        model.encoder[0].weight.zero_()
+        model.encoder[0].weight[:2, :2] = torch.diag(w.diagonal() / 0.25 / precision)
+        model.encoder[0].bias.zero_()
+        model.encoder[0].bias[2:] = torch.log(torch.expm1(1 / precision - 1e-6))
     x = torch.randn(5, 2, generator=generator(0, "x"))
     batch = (x, torch.zeros(5, dtype=torch.int64), torch.tensor(1.0))
     noise = torch.randn(5, 2, generator=generator(0, "noise"))

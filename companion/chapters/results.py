@@ -70,7 +70,7 @@ def record(chapter: str, profile: str) -> Path:
     Raises CompanionError for a profile that is not recorded, a run that is missing or unfinished, and a run
     whose claim has no status or a control that passed. A run of uncommitted sources is recorded and says so.
     What was recorded in another environment, or by another run in this one, moves to `previous/`, to be compared with;
-    a figure called "hero" goes to `book/_static`. When the disk is full, nothing changes.
+    the first chapter's figure "hero" goes to `book/_static`. When the disk is full, nothing changes.
     """
     if profiles.get(profile).name not in RECORDED:
         raise CompanionError(f"{profile} results are not recorded: choose one of {', '.join(RECORDED)}")
@@ -93,8 +93,8 @@ def record(chapter: str, profile: str) -> Path:
         # A second run in one environment must not push out what was recorded in another.
         if kept is None or _environment(former) != here or _environment(kept) == here:
             written[paths.previous_file(chapter, profile)] = file.read_bytes()
-    hero = paths.figures_dir(chapter, profile) / "hero.png"
-    if profile == "cpu" and hero.is_file():  # the picture that opens README and introduction
+    hero = paths.figures_dir(chapter, profile) / "hero.png"  # the first chapter's opens README and introduction
+    if (chapter, profile) == (paths.chapters()[0], "cpu") and hero.is_file():
         written[paths.root() / "book" / "_static" / "hero.png"] = hero.read_bytes()
     write_together(written)
     return file

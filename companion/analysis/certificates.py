@@ -175,12 +175,14 @@ def neyman_pearson_margin(successes: Tensor, draws: int, scale: Number, level: f
     return torch.as_tensor(scale) * torch.special.ndtri(low).clamp_min(0)
 
 
-def worst_case_successes(
+def extremal_successes(
     a: Tensor, b: Tensor, c: Tensor, std: Tensor, t: Tensor, r: Number, *, draws: int, generator: torch.Generator
 ) -> Tensor:
-    """Return how many of `draws` satisfy ||Δ|| <= r in the hardest linear model with these constants, `[instances]`.
+    """Return how many of `draws` satisfy ||Δ|| <= r in a linear model that attains the second moment, `[instances]`.
 
-    Decoder a × isometry, mean shifted by bt in a random direction, σ `[instances, d]` lengthened by ct along itself.
+    It need not have the least probability of all, which depends on whether the mean moves along a noisy latent or a
+    quiet one. Decoder a × isometry, mean shifted by bt in a random direction, σ `[instances, d]` lengthened by ct
+    along itself.
     """
     direction = torch.randn(std.shape, generator=generator, dtype=torch.float64)
     shift = (b * t)[:, None] * direction / direction.norm(dim=-1, keepdim=True)

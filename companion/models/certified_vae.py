@@ -150,10 +150,10 @@ def negative_elbo(vae: Any, batch: tuple[Tensor, ...], noise: Tensor, hyper: Map
 
 
 class WarmUp:
-    """Batches `(x, factor)`: the images of a source, and a factor of the KL that rises to 1 over `steps` steps."""
+    """Batches `(x, factor)`: a source's images, and a factor of the KL rising to 1 in `steps` steps (0: at once)."""
 
     def __init__(self, source: Any, steps: int) -> None:
-        self.source, self.steps = source, steps
+        self.source, self.steps = source, max(1, steps)
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Return the images of `step` and the factor, a scalar tensor."""

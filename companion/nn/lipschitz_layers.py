@@ -3,6 +3,9 @@
 A constraint that holds by construction is still certified afterwards: `operator_norm` measures the final matrices.
 """
 
+import copy
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -81,11 +84,10 @@ class BjorckLinear(nn.Module):
         if self.iterations:
             self.iterations = iterations
             with torch.no_grad():
-                bias, dtype = self.bias, self.weight.dtype
+                dtype = self.weight.dtype
                 weight = self.double().used().clone()
                 self.to(dtype)
                 self.weight.copy_(weight)
-                self.bias.copy_(bias)
         self.iterations = 0
 
 
@@ -133,11 +135,11 @@ def maxmin(x: Tensor) -> Tensor:
 def operator_norm(layer: nn.Module, shape: tuple[int, ...]) -> float:
     """Return the exact l2 norm of the linear part of `layer` on inputs of `shape`: float64 SVD of the whole matrix.
 
-    `layer` is affine; the matrix is materialised column by column from unit inputs.
+    `layer` is affine and stays as it is; the matrix is materialised column by column from unit inputs, on its device.
     """
-    size = int(torch.tensor(shape).prod())
-    probe = torch.eye(size, dtype=torch.float64).view(size, *shape)
-    layer = layer.double()
+    layer = copy.deepcopy(layer).double()
+    device = next(layer.parameters()).device
+    probe = torch.eye(math.prod(shape), dtype=torch.float64, device=device).view(-1, *shape)
     with torch.no_grad():
         columns = layer(probe) - layer(torch.zeros_like(probe[:1]))
     return float(torch.linalg.matrix_norm(columns.flatten(1), 2))

@@ -36,6 +36,7 @@ profile = "cpu"
 seed = 0
 
 # %% tags=["hide-input"]
+import functools
 import inspect
 import math
 import warnings
@@ -1078,6 +1079,14 @@ def spectral_norms(jacobian):
     return torch.linalg.eigvalsh(jacobian.mT @ jacobian)[:, -1].clamp_min(0).sqrt()
 
 
+@functools.cache
+def white(size):
+    """Normal draws `[2000, size]`, their own covariance made the identity: an affine map then has degree one to rounding."""
+    draws = torch.randn(2_000, size, generator=generator(seed, "gaussian x"))
+    draws = draws - draws.mean(0)
+    return draws @ torch.linalg.cholesky(draws.T.cov()).inverse().T
+
+
 def readings(vae, x, prior):
     """Every smoothness number of one VAE, and the reconstruction error beside it."""
     codes, _ = vae.encode(x)
@@ -1089,8 +1098,7 @@ def readings(vae, x, prior):
     energy = (grams[0] * grams[1].mT).sum((1, 2)).mean()  # E||J_g J_μ||_F²
     values = vae.decode(prior)
     # A mean degree asks for Gaussian points: x drawn with the mean and covariance of the images, not the images.
-    draws = torch.randn(2_000, len(x), generator=generator(seed, "gaussian x")).to(x)
-    gauss = x.mean(0) + draws @ (x - x.mean(0)) / (len(x) - 1) ** 0.5
+    gauss = x.mean(0) + white(len(x)).to(x) @ (x - x.mean(0)) / (len(x) - 1) ** 0.5
     encoder_g = jacobians(lambda v: vae.encode(v)[0], gauss[:500], chunk=250)
     energy_g = (encoder_g @ (x - x.mean(0)).T).square().sum((1, 2)).mean() / (len(x) - 1)
     seen = whitened(

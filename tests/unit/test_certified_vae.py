@@ -495,6 +495,7 @@ def test_another_seed_of_the_standard_vae_does_not_pass_for_a_constrained_one():
 
 def test_untrained_networks_fail_where_margins_alone_would_let_them_through():
     """Margins and errors of fresh networks at the cpu profile (measured)."""
+    assert not passes("C8", margin=-1.0, likelihood=-1.0, error=1.0)  # their likelihood falls with L
     assert not lets_through("C7", p_value=[0.001, 0.001], ratio=[1.27, 1.60], error=[2.9, 2.9])
     decay = dict(L3=[0.97, 0.95], L5=[0.70, 0.67], L10=[0.30, 0.29], crossing=1.0)
     assert passes("C12", **decay, error=[0.75, 0.74, 0.73])

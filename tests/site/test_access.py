@@ -33,14 +33,14 @@ def page(browser: Browser) -> Iterator[Page]:
     made.close()
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 360), ("dark", 360)])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 360)])
 def test_axe_finds_nothing_serious_in_the_dark_or_on_a_telephone(
     browser: Browser, address: str, contents: list[str], scheme: str, width: int
 ) -> None:
-    chapter = next(name for name in contents if name.startswith("notebooks/"))
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    chapter = [name for name in contents if name.startswith("notebooks/")][-1]  # a short one: axe takes seconds
     found = {}
-    for name in (contents[0], "book/scoreboard", "book/notation", "book/speed", chapter):
+    for name in (contents[0], "book/scoreboard", chapter):
         page.goto(f"{address}/{name}.html")
         page.evaluate("window.MathJax?.startup?.promise")
         found[name] = violations(page)

@@ -617,13 +617,13 @@ exact_ratio = {
     name: vc.sd_ratio(fixed_rows[column], free_rows[column])
     for name, column in (("loss", LOSS), ("accuracy", ACCURACY))
 }
-middle_ratio = {m: ratio_at[m, 0][s.lengths.index(MIDDLE)] for m in ("loss", "accuracy")}
+short_ratio = {m: ratio_at[m, 0][s.lengths.index(SHORT)] for m in ("loss", "accuracy")}
 chapter.claim(
     "C5a",
     **{m: float(r.low) for m, r in exact_ratio.items()},
     **{f"{m}_value": float(r.value) for m, r in exact_ratio.items()},
-    control={m: nine(float(r.low)) for m, r in middle_ratio.items()}
-    | {f"{m}_value": nine(float(r.value)) for m, r in middle_ratio.items()},
+    control={m: nine(float(r.low)) for m, r in short_ratio.items()}
+    | {f"{m}_value": nine(float(r.value)) for m, r in short_ratio.items()},
 )
 chapter.claim(
     "C6",

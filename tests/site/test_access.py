@@ -1,9 +1,9 @@
 """The book without a mouse, without eyes and on a telephone."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -101,24 +101,22 @@ def test_no_page_is_wider_than_a_small_window(browser: Browser, address: str, co
     assert not wide
 
 
-def test_every_drawn_figure_offers_its_numbers_and_a_picture_none(
-    page: Page, smoke_html: Path, address: str, contents: list[str]
-) -> None:
+def test_every_drawn_figure_offers_its_numbers_and_a_picture_none(smoke_html: Path, contents: list[str]) -> None:
     for name in (name for name in contents if name.startswith("notebooks/")):
-        page.goto(f"{address}/{name}.html")
-        links = page.locator("figcaption a.download").evaluate_all("links => links.map(a => a.href)")
-        offered = {Path(urlsplit(link).path).stem: page.request.get(link).text() for link in links}
+        page = smoke_html / f"{name}.html"
+        links = re.findall(r'<a class="[^"]*download[^"]*"[^>]* href="([^"]+\.csv)"', page.read_text("utf-8"))
+        offered = {Path(link).stem: (page.parent / link).read_text("utf-8") for link in links}
         for text in offered.values():
             assert text.startswith("panel,title,x axis,y axis,kind,label,index,x,y,value\n") and text.count("\n") > 1
-        saved = (smoke_html.parent / "figures" / "smoke" / Path(name).name).glob("*.csv")
+        saved = (smoke_html.parent / "figures" / "smoke" / page.stem).glob("*.csv")
         drawn = {file.stem for file in saved if file.read_text("utf-8").count("\n") > 1}
         assert drawn and set(offered) == drawn
 
 
-def test_every_chapter_prints(page: Page, address: str, contents: list[str]) -> None:
+def test_chapters_print(page: Page, address: str, contents: list[str]) -> None:
     page.emulate_media(media="print")
-    for name in (name for name in contents if name.startswith("notebooks/")):
+    for name in [name for name in contents if name.startswith("notebooks/")][::4]:  # three: each takes seconds
         page.goto(f"{address}/{name}.html")
         page.evaluate("window.MathJax?.startup?.promise")
         printed = page.pdf()
-        assert printed.startswith(b"%PDF-") and len(printed) > 300_000, name
+        assert printed.startswith(b"%PDF-") and len(printed) > 1_000_000, name

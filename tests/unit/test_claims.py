@@ -30,7 +30,7 @@ def rewrite(book: Path, **changes: Any) -> None:
         ({"profile": "fast"}, "claim C2: profile: Input should be 'smoke', 'cpu' or 'gpu'"),
         ({"id": "C1"}, "ids used twice: C1"),
         ({"id": "second"}, "claim second: id: "),
-        ({"rule": [{"measure": "loss", "at_most": 1}]}, "claim C2: the rule or its cases read undeclared measures: loss"),
+        ({"rule": [{"measure": "loss", "at_most": 1}]}, "the rule or its cases read undeclared measures: loss"),
         ({"rule": [{"measure": "base"}]}, r"claim C2: rule.0: a condition needs exactly one form, not none"),
         ({"rule": [{"measure": "base", "above": 1, "below": 2}]}, "exactly one form"),
         ({"rule": [{"above": 1}]}, "`measure` goes with a bound"),

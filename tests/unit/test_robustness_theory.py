@@ -490,3 +490,15 @@ def test_ratios_with_nothing_matched_fail_the_rule_on_equal_noise():
     gap = sum(abs(v - 1) for v in unmatched) / 4
     assert not holds("B6", matched=unmatched, gap=gap, gap_unmatched=gap)
     assert holds("B6", matched=[1.01, 0.99], gap=0.01, gap_unmatched=gap)
+
+
+def test_weaker_statuses_need_a_trend_on_every_data_set():
+    weaker = next(c.direction for c in claims.load("03_robustness_theory").claims if c.id == "C7")
+    trends = dict(std=0.9, jacobian=-0.9, bound=0.9)
+
+    def found(**measures):
+        return passes(weaker, {name: Measure.of(name, value) for name, value in {**trends, **measures}.items()})
+
+    assert found(margin=[0.5, 0.2], page=[0.001, 0.04])
+    assert not found(margin=[0.5, -0.03], page=[0.001, 0.04])
+    assert not found(margin=[0.5, 0.02], page=[0.001, 0.4])

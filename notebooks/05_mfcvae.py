@@ -1821,7 +1821,7 @@ display(Markdown(
     f"{round(consistency[main] * s.seeds)} of {s.seeds} seeds keep the roles, against {round(best_joint * s.seeds)} of {s.seeds} for the best joint variant (C7a). Joint training entangles the facets, with either gate: "
     f"larger NMI off the diagonal {float(least_mixed.mean()):.2f} at best, against {float(mixing[main].mean()):.3f}.\n"
     f"- **The headline is close to its thresholds** (C6a). The smallest purity of a seed is {float(result[main]['purity'][:, 0].min()):.2f} for the digit and {float(result[main]['purity'][:, 1].min()):.2f} for the colour; {merged} of {s.seeds} seeds merge two colours, and one of five did in an earlier run with other starts of the means.\n"
-    f"- **Rounding alone moves a seed.** The first seed trained alone has a digit purity {abs(rounding):.3f} {'above' if rounding > 0 else 'below'} that of the same seed trained beside other members of its ensemble; trials with other company moved it by up to 0.05. "
+    f"- **How far rounding moves a seed.** The first seed trained alone has a digit purity {abs(rounding):.3f} {'above' if rounding > 0 else 'below'} that of the same seed trained beside other members of its ensemble; in trials before, with other starts of the means, other company moved a seed by up to 0.05. "
     f"The mean differences that C5a judges are {float(over_one_sample(('samples',)).mean()):+.3f} (four samples) and {float(over_one_sample(('closed',)).mean()):+.3f} (closed form); chapter 10 is about such differences."
 ))  # fmt: skip
 

@@ -4,9 +4,9 @@ import torch
 
 from companion.analysis.identifiability import agreement, all_pairs
 from companion.data import Batches
-from companion.models.identifiable_ica import LatentVAE, WarmUp, negative_elbo
+from companion.models.identifiable_ica import LatentVAE, negative_elbo
 from companion.seeds import generator
-from companion.train import Ensemble, fit
+from companion.train import Ensemble, WarmUp, fit
 
 SEEDS, PIXELS, LATENT, STEPS = 10, 106, 10, 30
 

@@ -55,7 +55,6 @@ from companion.data import Batches
 from companion.models.certified_vae import (
     CertifiedVAE,
     Stack,
-    WarmUp,
     elbo_terms,
     frozen,
     negative_elbo,
@@ -70,7 +69,7 @@ from companion.nn.lipschitz_layers import (
     operator_norm,
 )
 from companion.seeds import generator
-from companion.train import Ensemble, fit
+from companion.train import Ensemble, WarmUp, fit
 from companion.train.loop import cosine
 from scipy.stats import chi2, ncx2, spearmanr, wilcoxon
 

@@ -73,14 +73,13 @@ from companion.models.identifiable_ica import (
     LatentVAE,
     PatchCoder,
     PiecewiseAffineFlow,
-    WarmUp,
     gaussian,
     negative_elbo,
     negative_log_likelihood,
     patch_loss,
 )
 from companion.seeds import generator, member_seeds, numpy_generator, random_state
-from companion.train import Ensemble, cosine, fit
+from companion.train import Ensemble, WarmUp, cosine, fit
 from IPython.display import Markdown, display
 from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment

@@ -149,18 +149,6 @@ def negative_elbo(vae: Any, batch: tuple[Tensor, ...], noise: Tensor, hyper: Map
     return hyper["beta"] * warm * kl - likelihood, {"likelihood": likelihood, "kl": kl}
 
 
-class WarmUp:
-    """Batches `(x, factor)`: a source's images, and a factor of the KL rising to 1 in `steps` steps (0: at once)."""
-
-    def __init__(self, source: Any, steps: int) -> None:
-        self.source, self.steps = source, max(1, steps)
-
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        """Return the images of `step` and the factor, a scalar tensor."""
-        x = self.source.batch(step)[0]
-        return x, x.new_tensor(min(1.0, (step + 1) / self.steps))
-
-
 def frozen(vae: CertifiedVAE, iterations: int = 50) -> CertifiedVAE:
     """Return a copy with plain weights: `iterations` of Björck in float64, rounded once; that is what is certified."""
     copied = copy.deepcopy(vae)

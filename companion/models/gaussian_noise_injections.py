@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 
+from companion.nn.initial import default_init
 from companion.nn.likelihoods import Likelihood
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -48,9 +49,7 @@ class NoisyMLP(nn.Module):
         layers = [nn.Linear(inp, out, bias=bias) for inp, out in pairwise(sizes)]
         for layer in layers:
             if bias:
-                for tensor in (layer.weight, layer.bias):
-                    bound = layer.in_features**-0.5
-                    nn.init.uniform_(tensor, -bound, bound, generator=generator)
+                default_init(layer, generator)
             else:
                 nn.init.xavier_normal_(layer.weight, generator=generator)
         self.layers = nn.ModuleList(layers)

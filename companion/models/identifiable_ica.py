@@ -116,18 +116,6 @@ def negative_elbo(vae: Any, batch: tuple[Tensor, ...], noise: Tensor, _hyper: Ma
     return warm * kl - likelihood, {"likelihood": likelihood, "kl": kl}
 
 
-class WarmUp:
-    """Batches `(x, u, w)` of a source of (x, u), the KL's weight w rising to 1 over the first `warm` steps."""
-
-    def __init__(self, source: Any, warm: int) -> None:
-        self.source, self.warm = source, max(1, warm)
-
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        """Return the rows of `step`, their labels and the weight of the KL, a scalar tensor."""
-        x, u = self.source.batch(step)
-        return x, u, x.new_tensor(min(1.0, (step + 1) / self.warm))
-
-
 class PiecewiseAffineFlow(nn.Module):
     """x = f(z) with f^-1 = A_L ∘ leaky ∘ ... ∘ A_1, square affine maps A_i: exact likelihood, nothing amortised.
 

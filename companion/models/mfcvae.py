@@ -16,6 +16,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from companion.nn.initial import default_init
 from companion.nn.mixture_prior import MixturePrior
 
 BOUNDS = ("closed", "samples", "marginal", "vade")
@@ -158,11 +159,7 @@ class MFCVAE(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        for layer in network.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                bound = layer.weight[0].numel() ** -0.5  # PyTorch's default, from our own stream
-                for tensor in (layer.weight, layer.bias):
-                    nn.init.uniform_(tensor, -bound, bound, generator=generator)  # type: ignore[arg-type]
+        default_init(network, generator)
         self.network, self.sigma = network, sigma
         self.priors = nn.ModuleList(
             MixturePrior(k, d, covariance=covariance, learn_weights=learn_weights, generator=generator)

@@ -19,6 +19,18 @@ class Source(Protocol):
     def batch(self, step: int) -> tuple[Tensor, ...]: ...
 
 
+class WarmUp:
+    """Batches `(*tensors, factor)` of a source: a factor, of the KL say, rises to 1 in `steps` steps (0: at once)."""
+
+    def __init__(self, source: Source, steps: int) -> None:
+        self.source, self.steps = source, max(1, steps)
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """Return the tensors of `step` and the factor, a scalar tensor."""
+        tensors = self.source.batch(step)
+        return *tensors, tensors[0].new_tensor(min(1.0, (step + 1) / self.steps))
+
+
 class Feed:
     """Draws `(batch, noise)` of a step; member k gets the very draws it would get alone with its seed.
 

@@ -18,7 +18,6 @@ from companion.chapters import claims, ledger
 from companion.models.certified_vae import (
     LOGIT,
     CertifiedVAE,
-    WarmUp,
     continuous_bernoulli,
     elbo_terms,
     frozen,
@@ -34,7 +33,7 @@ from companion.nn.lipschitz_layers import (
     operator_norm,
 )
 from companion.seeds import generator
-from companion.train import Ensemble, fit
+from companion.train import Ensemble, WarmUp, fit
 
 CHAPTER = "04_certified_vae"
 
@@ -392,7 +391,7 @@ def test_elbo_terms_and_warm_up():
 
     class Whole:
         def batch(self, step):
-            return (x, None)
+            return (x,)
 
     half = WarmUp(Whole(), 10).batch(4)
     assert float(half[1]) == 0.5

@@ -38,14 +38,13 @@ from companion.models.identifiable_ica import (
     LatentVAE,
     PatchCoder,
     PiecewiseAffineFlow,
-    WarmUp,
     gaussian,
     negative_elbo,
     negative_log_likelihood,
     patch_loss,
 )
 from companion.seeds import generator
-from companion.train import Ensemble, fit
+from companion.train import Ensemble, WarmUp, fit
 
 CLAIMS = {claim.id: claim for claim in claims.load("06_identifiable_ica").claims}
 

@@ -224,7 +224,7 @@ chapter.show(
     "falling towards the highest frequency.",
     caption=f"After {s.sines['steps']:,} steps the network with noise on its hidden activations has learnt less of the high frequencies: "
     f"{late('noise', 'amplitude')[:, -1].mean():.2f} of the highest instead of {late('baseline', 'amplitude')[:, -1].mean():.2f}. The penalty $R$ without any noise "
-    f"acts the same way ({late('regulariser', 'amplitude')[:, -1].mean():.2f}). Neither has settled at this length of training (C8). Bars: one standard deviation over {n} seeds.",
+    f"acts in the same direction, less strongly ({late('regulariser', 'amplitude')[:, -1].mean():.2f}). Neither has settled at this length of training (C8). Bars: one standard deviation over {n} seeds.",
     answers="the Fourier figures of the authors' notebook and post",
 )
 
@@ -1316,7 +1316,7 @@ chapter.claim(
 #
 # A perceptron with three hidden ELU layers and no biases learns to classify from few labels, so that generalisation matters. Every arm starts from
 # the same initial weights per seed and sees the same batches: without noise, with noise at six variances, with the sampled $R$ at three.
-# Another set of unregularised networks, from other seeds, serves as the wrong twin of the claims below.
+# Another set of unregularised networks, from other seeds, serves as the wrong twin of most claims below.
 
 # %%
 both = member_seeds(seed, 2 * s.seeds)
@@ -1636,7 +1636,7 @@ chapter.claim(
 # error {cite}`guo2017calibration` uses fifteen equal-width bins. The variance is a hyper-parameter, and the best of several looks good by luck; so it is
 # chosen on one half of the test images, and the other half decides. It is chosen by loss: by calibration error the largest variance would win, as would a
 # constant prediction of the class frequencies, which is calibrated and knows nothing. The bias of fifteen bins on a thousand images differs by arm: next to
-# none where confidence is far off everywhere, up to about 0.04 for a calibrated network whose confidences are spread out. It works against the noised arms.
+# none where confidence is far off everywhere, up to about 0.04 for a calibrated network whose confidences are spread out. It works against the noised arms, and against the stopped network.
 
 
 # %% tags=["hide-input"]
@@ -2278,6 +2278,7 @@ if paper_scale:
 # - **Large variances.** On pixels in $[0, 1]$ a variance of 0.1 is outside the small-noise regime. With smooth or saturating activations higher orders also
 #   compound with depth ({numref}`depth`); ReLU networks show no such trend.
 # - **The smallest variances.** At $\sigma^2 = 0.01$ the curves with noise, with $R$ and with neither are so close that three seeds do not separate them (C5).
+# - **$R$ is milder than noise on the sines** (C8): their mean amplitudes differ by more than the rule allows at the worst frequency.
 # - **The printed Fourier formula** has a modulus inside the integral; it is a bound, not an equality (C7).
 # - **Too much noise.** The calibration error is lowest where accuracy has collapsed, and the network does not become clearly under-confident: it can
 #   grow its activations until the noise matters less, which the symmetry of B2 permits. The U of a pilot on noisy digit labels is not general (B4).
@@ -2330,11 +2331,11 @@ first_last = {
 display(
     Markdown(
         f"""
-- **Early stopping does {"as much" if rivals["stopped"] <= rivals["noise"] else "a part of it"}.** The unregularised network, stopped at step {", ".join(str(best["step"]) for best in stopped.values())} of {s.steps} (one per seed, chosen on the choosing
+- **Early stopping does {"as much" if rivals["stopped"] <= rivals["noise"] else "a part of it"} for the loss.** The unregularised network, stopped at step {", ".join(str(best["step"]) for best in stopped.values())} of {s.steps} (one per seed, chosen on the choosing
   half), has {listed(over_plain(stopped, "loss report"))} of its final loss, {listed(over_plain(stopped, "ece report"))} of its final calibration error and {listed(over_plain(stopped, "margin"))} times its
   final margin. Noise, trained to the end, with its variance chosen: loss {listed(over_plain(tuned["noise"], "loss report"))}, calibration error {listed(over_plain(tuned["noise"], "ece report"))}; margin at
   $\\sigma^2 = 0.1$ {listed(over_plain({m: noised[0.1, m] for m in image_seeds}, "margin"))}. Noise with its checkpoint chosen too: loss {listed(over_plain(both_best, "loss report"))}. Noise beats the
-  stopped network on {ahead["loss"]} of {s.seeds} seeds by loss, {ahead["calibration"]} by calibration and {ahead["margin"]} by margin. Against a network left to overfit one cannot tell a regulariser from a stop (C10, C11, C15); C12
+  stopped network on {ahead["loss"]} of {s.seeds} seeds by loss, {ahead["calibration"]} by calibration and {ahead["margin"]} by margin. A comparison with a network left to overfit cannot tell a regulariser from a stop (C11, C15; for margins, C10, $R$ is ahead of the stopped network on {sum(penalised[0.1, m]["margin"] > stopped[m]["margin"] for m in image_seeds)} of {s.seeds} seeds); C12
   makes no other comparison, and neither do the tables.
 - **Calibration against accuracy** (C11). The mean calibration error is halved at $\\sigma^2$ = {", ".join(halved) or "no variance tried"}, against an accuracy of
   {mean_of(noised, 0.0, "accuracy"):.2f} without noise. A constant prediction of the class frequencies has {listed(over_plain(constant, "ece report"))} of the unregularised error.

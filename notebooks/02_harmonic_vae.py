@@ -2122,7 +2122,7 @@ def margins(vae):
 
 
 # With all draws inside, the lower limit of P and its quantile say how many there were.
-cap = float(norm.ppf(clopper_pearson(torch.tensor([margin_draws]), margin_draws, 0.999)[0]))
+cap = float(norm.ppf(clopper_pearson(torch.tensor(margin_draws), margin_draws, 0.999)[0]))
 capped = {}
 margin = {std: margins(vaes[std, 0.0][0]) for std in (0.1, 0.5, 1.0)}
 

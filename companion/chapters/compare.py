@@ -9,6 +9,7 @@ from companion.chapters.scoreboard import provenance_rows, title
 from companion.chapters.tables import markdown
 
 ROUNDING = 1e-9  # differences between numbers below it are rounding errors of something that is zero
+MANY = 10  # a change by more times the old number is not written out
 
 
 def relative(before: float | None, now: float | None) -> float | None:
@@ -36,7 +37,9 @@ def _statuses(before: results.Result, now: results.Result) -> dict[str, str]:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else "0" if value == 0 else f"{100 * value:+.2g}%"
+    if value is None or value == 0:
+        return "–" if value is None else "0"
+    return f"{100 * value:+.2g}%" if abs(value) <= MANY else f"more than {MANY:g} times"
 
 
 def _number(measure: Any) -> str:

@@ -116,3 +116,8 @@ def test_one_record_is_no_comparison(book: Path):
     assert compare.page() == "No chapter has been recorded twice yet.\n"
     keep(None, NOW)
     assert compare.page() == "No chapter has been recorded twice yet.\n"
+
+
+@pytest.mark.parametrize(("change", "text"), [(None, "–"), (0.0, "0"), (-0.5, "-50%"), (1e7, "more than 10 times")])
+def test_changes_in_words(change, text):
+    assert compare._percent(change) == text
